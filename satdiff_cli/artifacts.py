@@ -1,0 +1,369 @@
+"""The contract between steps: kinds, columns, manifests, atomic writing, and pickles that cannot run code."""
+
+import hashlib
+import io
+import json
+import os
+import pickle
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal
+
+from satdiff_cli import __version__
+from satdiff_cli.errors import ArtifactError, KeyMismatchError, OutputExistsError, UnsafePickleError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Kind = Literal["composites", "run", "prediction"]
+
+SCHEMA_VERSION = 1
+MANIFEST_NAME = "manifest.json"
+PAIRS_CSV = "pairs.csv"
+PAIRS_REPORT_CSV = "pairs_report.csv"
+TILES_CSV = "tiles.csv"
+COMPOSITES_DIR = "composites"
+LABELS_DIR = "labels"
+PREDICTIONS_DIR = "predicted_masks"
+SAMPLE_SUBMISSION_CSV = "sample_submission.csv"
+OUT_OF_FOLD_PREFIX = "oof_"
+
+PAIR_COLUMNS = (
+    "pair_id",
+    "site_id",
+    "before",
+    "after",
+    "before_date",
+    "after_date",
+    "label",
+    "fold",
+    "status",
+    "reason",
+)
+REPORT_COLUMNS = ("pair_id", "source", "before", "after", "status", "reason", "resampled", "valid_fraction")
+TILE_COLUMNS = (
+    "tile_id",
+    "pair_id",
+    "row",
+    "col",
+    "height",
+    "width",
+    "fold",
+    "valid_fraction",
+    "change_fraction",
+)
+MAKERS = {
+    "composites": "satdiff pair DATA",
+    "run": "satdiff train",
+    "prediction": "satdiff predict",
+    PAIRS_CSV: "satdiff pair DATA",
+    TILES_CSV: "satdiff tile DATA",
+}
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Say what a folder artifact is and what it was made from.
+
+    Attributes:
+        kind: What the folder is.
+        config: The resolved settings of the step.
+        inputs: Size and hash of each file that the step read.
+        seed: Seed of the step, if it drew random numbers.
+        details: Facts about the result that ``satdiff info`` shows.
+    """
+
+    kind: Kind
+    config: Mapping[str, Any] = field(default_factory=dict)
+    inputs: Sequence[Mapping[str, Any]] = ()
+    seed: int | None = None
+    details: Mapping[str, Any] = field(default_factory=dict)
+    schema_version: int = SCHEMA_VERSION
+    satdiff_version: str = __version__
+    created: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
+
+
+def describe_inputs(paths: Iterable[Path], root: Path) -> list[dict[str, Any]]:
+    """Describe files by path (relative to ``root`` where they lie below it), size [bytes] and SHA-256."""
+    described = []
+    for path in paths:
+        with path.open("rb") as stream:
+            digest = hashlib.file_digest(stream, "sha256").hexdigest()
+        described.append({"path": relative_path(path, root), "size": path.stat().st_size, "sha256": digest})
+    return described
+
+
+def relative_path(path: Path, root: Path) -> str:
+    """Spell a path relative to ``root`` with forward slashes where it lies below it, else as an absolute path."""
+    try:
+        return path.resolve().relative_to(root.resolve()).as_posix()
+    except ValueError:
+        return path.absolute().as_posix() if path.exists() else path.as_posix()
+
+
+def check_output(path: Path, *, overwrite: bool) -> None:
+    """Refuse to replace an output unless that was asked for.
+
+    Raises:
+        OutputExistsError: The output is there and ``overwrite`` is False.
+    """
+    if path.exists() and not overwrite:
+        raise OutputExistsError(f"{path} exists already", "add --overwrite to replace it, or choose another --out")
+
+
+@contextmanager
+def write_file(path: Path, *, overwrite: bool = True) -> Iterator[Path]:
+    """Write a file beside its place and rename it into it when the block ends without an error.
+
+    Raises:
+        OutputExistsError: The file is there and ``overwrite`` is False.
+    """
+    check_output(path, overwrite=overwrite)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        temporary.chmod(0o644)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def write_folder(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
+    """Write a folder beside its place and rename it into it when the block ends without an error.
+
+    Raises:
+        OutputExistsError: The folder is there and ``overwrite`` is False.
+    """
+    check_output(path, overwrite=overwrite)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
+    try:
+        yield temporary
+        temporary.chmod(0o755)
+        replace_folder(temporary, path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def replace_folder(source: Path, target: Path) -> None:
+    """Move a folder to its place; what lay there is set aside first and deleted last, so nothing is lost between."""
+    if not target.exists():
+        source.rename(target)
+        return
+    aside = Path(tempfile.mkdtemp(prefix=f".{target.name}-old-", dir=target.parent))
+    target.rename(aside / target.name)
+    try:
+        source.rename(target)
+    except OSError:
+        (aside / target.name).rename(target)
+        raise
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a value as indented JSON, atomically; NaN becomes null."""
+    with write_file(path) as temporary:
+        text = json.dumps(replace_nan(value), indent=2, ensure_ascii=False, default=str)
+        temporary.write_text(text + "\n", encoding="utf-8")
+
+
+def replace_nan(value: Any) -> Any:
+    """Replace NaN, which JSON does not know, by None in nested dicts and lists."""
+    if isinstance(value, float) and value != value:  # noqa: PLR0124  (only NaN differs from itself)
+        return None
+    if isinstance(value, Mapping):
+        return {str(key): replace_nan(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [replace_nan(item) for item in value]
+    return value
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises:
+        ArtifactError: The file is damaged.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ArtifactError(f"{path} cannot be read: {error}") from error
+    if not isinstance(value, dict):
+        raise ArtifactError(f"{path} holds {type(value).__name__}, expected an object")
+    return value
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Write ``manifest.json`` into a folder."""
+    write_json(folder / MANIFEST_NAME, asdict(manifest))
+
+
+def read_manifest(folder: Path, kind: Kind) -> Manifest:
+    """Read the manifest of a folder artifact.
+
+    Raises:
+        ArtifactError: The folder is missing, is no artifact, is of another kind or of a newer schema.
+    """
+    hint = f"make it with: {MAKERS[kind]}"
+    path = folder / MANIFEST_NAME
+    if not folder.is_dir():
+        raise ArtifactError(f"{folder} does not exist, expected a folder of kind {kind}", hint)
+    if not path.is_file():
+        raise ArtifactError(f"{folder} has no {MANIFEST_NAME}, expected a folder of kind {kind}", hint)
+    try:
+        manifest = Manifest(**read_json(path))
+    except TypeError as error:
+        raise ArtifactError(f"{path} is damaged: {error}", hint) from error
+    if manifest.kind != kind:
+        raise ArtifactError(f"{folder} is of kind {manifest.kind}, expected {kind}", hint)
+    if manifest.schema_version > SCHEMA_VERSION:
+        raise ArtifactError(
+            f"{folder} was written by satdiff {manifest.satdiff_version}, this is {__version__}", "update satdiff"
+        )
+    return manifest
+
+
+def read_table(path: Path, columns: Sequence[str]) -> "pd.DataFrame":
+    """Read a CSV of the contract with every cell as text; empty cells are empty strings.
+
+    Raises:
+        ArtifactError: The file is missing or lacks one of the columns.
+    """
+    import pandas as pd
+
+    maker = MAKERS.get(path.name, "")
+    hint = f"make it with: {maker}" if maker else ""
+    if not path.is_file():
+        raise ArtifactError(f"{path} does not exist", hint)
+    try:
+        table = pd.read_csv(path, dtype=str, keep_default_na=False)
+    except (ValueError, UnicodeDecodeError) as error:
+        raise ArtifactError(f"{path} is no table: {error}", hint) from error
+    missing = [column for column in columns if column not in table.columns]
+    if missing:
+        raise ArtifactError(f"{path} has the columns {', '.join(table.columns)} and lacks {', '.join(missing)}", hint)
+    return table
+
+
+def write_table(path: Path, table: "pd.DataFrame", *, overwrite: bool = True) -> None:
+    """Write a CSV atomically."""
+    with write_file(path, overwrite=overwrite) as temporary:
+        table.to_csv(temporary, index=False)
+
+
+def read_sample_ids(path: Path) -> list[str]:
+    """Read the ids of a sample submission, in its order.
+
+    Raises:
+        ArtifactError: The file is missing, has no column ``Id``, or repeats an id.
+    """
+    table = read_table(path, ("Id",))
+    ids: list[str] = table["Id"].str.strip().tolist()
+    repeated = sorted({item for item in ids if ids.count(item) > 1}) if len(set(ids)) < len(ids) else []
+    if repeated:
+        raise ArtifactError(f"{path} repeats the ids {list_some(repeated)}")
+    return ids
+
+
+def check_keys(found: Iterable[str], expected: Iterable[str], *, what: str, hint: str = "") -> None:
+    """Require two artifacts that are joined to hold the same ids.
+
+    Raises:
+        KeyMismatchError: Ids are missing or surplus; the message lists them.
+    """
+    found_ids, expected_ids = set(found), set(expected)
+    parts = []
+    if expected_ids - found_ids:
+        parts.append(f"missing {list_some(sorted(expected_ids - found_ids))}")
+    if found_ids - expected_ids:
+        parts.append(f"surplus {list_some(sorted(found_ids - expected_ids))}")
+    if parts:
+        raise KeyMismatchError(f"{what}: {'; '.join(parts)}", hint)
+
+
+def list_some(items: Sequence[str], most: int = 20) -> str:
+    """Join names for a message; beyond ``most`` only their number is given."""
+    shown = ", ".join(items[:most])
+    return shown if len(items) <= most else f"{shown} and {len(items) - most} more"
+
+
+def _decode_latin1(text: str, encoding: str = "latin1") -> bytes:
+    """Stand in for ``_codecs.encode``, which old pickle protocols use for bytes."""
+    if encoding not in ("latin1", "latin-1"):
+        raise UnsafePickleError(f"the pickle asks for the text encoding {encoding!r}")
+    return text.encode("latin1")
+
+
+def _admitted_globals() -> dict[tuple[str, str], Callable[..., Any]]:
+    import numpy as np
+    from numpy._core.multiarray import _reconstruct, scalar
+    from numpy._core.numeric import _frombuffer  # type: ignore[attr-defined]
+
+    admitted: dict[tuple[str, str], Callable[..., Any]] = {
+        ("numpy", "ndarray"): np.ndarray,
+        ("numpy", "dtype"): np.dtype,
+        ("_codecs", "encode"): _decode_latin1,
+    }
+    for core in ("numpy.core", "numpy._core"):
+        admitted[f"{core}.multiarray", "_reconstruct"] = _reconstruct
+        admitted[f"{core}.multiarray", "scalar"] = scalar
+        admitted[f"{core}.numeric", "_frombuffer"] = _frombuffer
+    return admitted
+
+
+class RestrictedUnpickler(pickle.Unpickler):
+    """Load numpy arrays, dtypes, dicts, lists, strings and numbers; refuse whatever could run code."""
+
+    def __init__(self, stream: BinaryIO | io.BufferedReader) -> None:
+        super().__init__(stream)
+        self._admitted = _admitted_globals()
+
+    def find_class(self, module: str, name: str) -> Any:
+        """Resolve a global that the pickle names.
+
+        Raises:
+            UnsafePickleError: It is none of the admitted ones.
+        """
+        try:
+            return self._admitted[module, name]
+        except KeyError:
+            raise UnsafePickleError(
+                f"the pickle asks to run {module}.{name}, which plain data never does; it was not loaded",
+                "do not open this file with other tools either; ask its author for the arrays alone",
+            ) from None
+
+    def persistent_load(self, pid: Any) -> Any:
+        """Refuse references to objects outside the file."""
+        raise UnsafePickleError(f"the pickle refers to an object outside the file ({pid!r}); it was not loaded")
+
+
+def load_frame(stream: BinaryIO, path: Path) -> Any:
+    """Load the next object of a pickle file, as plain data only.
+
+    Raises:
+        EOFError: The file ends here.
+        UnsafePickleError: The pickle asks for something other than plain data.
+        ArtifactError: The file is no pickle, or is damaged.
+    """
+    at = stream.tell()
+    if not stream.read(1):
+        raise EOFError
+    stream.seek(at)
+    try:
+        return RestrictedUnpickler(stream).load()
+    except UnsafePickleError as error:
+        raise UnsafePickleError(f"{path}: {error.message}", error.hint) from None
+    except Exception as error:  # a damaged pickle can fail in any way
+        raise ArtifactError(
+            f"{path} cannot be read as a prediction: {type(error).__name__}: {error}", "make one with: satdiff predict"
+        ) from error

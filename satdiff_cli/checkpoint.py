@@ -1,0 +1,199 @@
+"""Weights and model card: build a network from its card, save a run, load it again."""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import nn
+
+from satdiff_cli import artifacts
+from satdiff_cli.errors import ArtifactError, ConfigError, WeightsError
+from satdiff_cli.plugins import load_plugin
+from satdiff_cli.radiometry import Normalization
+
+WEIGHTS_NAME = "weights.safetensors"
+CARD_NAME = "model.json"
+CONFIG_NAME = "config.toml"
+HISTORY_NAME = "history.csv"
+LAST_NAME = "last.ckpt"
+
+
+@dataclass(frozen=True)
+class ModelCard:
+    """Hold everything that training and prediction must agree on.
+
+    Attributes:
+        arch: Name of the architecture plug-in.
+        parameters: What the plug-in needs to build the network: encoder, decoder, fusion, input.
+        normalization: Bands of a date, channels made of them, and how they are normalised.
+        dates: Number of dates.
+        classes: Channels of the logits.
+        label: What a label of 1 means.
+        crop: Side of the crops that the network was trained on [px].
+        run: Name of the run.
+        threshold: Probability from which a pixel counts as change, best by IoU on the validation fold.
+        fold: The fold held out for validation.
+        train_sites: Sites that the network was trained on.
+        validation_sites: Sites that chose the epoch and the threshold.
+        epoch: Epoch of these weights, counted from 1.
+        scores: Validation scores of these weights.
+    """
+
+    arch: str
+    parameters: Mapping[str, Any]
+    normalization: Normalization
+    dates: int = 2
+    classes: int = 1
+    label: str = "change"
+    crop: int = 256
+    run: str = ""
+    threshold: float = 0.5
+    fold: str = ""
+    train_sites: Sequence[str] = ()
+    validation_sites: Sequence[str] = ()
+    epoch: int = 0
+    scores: Mapping[str, float] = field(default_factory=dict)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Build a card from the values of a ``model.json``."""
+        described = dict(values["normalization"])
+        normalization = Normalization(
+            kind=described["kind"],
+            **{name: tuple(described[name]) for name in ("bands", "channels", "mean", "std")},
+        )
+        return cls(**{**values, "normalization": normalization})
+
+
+def build_model(card: ModelCard) -> nn.Module:
+    """Build the network of a card with random weights.
+
+    Raises:
+        ConfigError: The architecture, encoder or decoder is not known.
+    """
+    try:
+        return load_plugin("models", card.arch).build(card)
+    except (KeyError, ValueError, RuntimeError) as error:
+        text = str(error.args[0] if error.args else error)
+        raise ConfigError(
+            f"cannot build {card.arch} with {describe(card.parameters)}: {text[:300]}",
+            "encoders are those of segmentation-models-pytorch, or tu-NAME for one of timm, e.g. --encoder resnet34",
+        ) from error
+
+
+def describe(parameters: Mapping[str, Any]) -> str:
+    """Spell the parameters of a network in one line."""
+    return ", ".join(f"{name} {value}" for name, value in parameters.items())
+
+
+def save_weights(folder: Path, model: nn.Module, card: ModelCard) -> None:
+    """Write a network's weights and its card into a run folder, each atomically."""
+    tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in model.state_dict().items()}
+    with artifacts.write_file(folder / WEIGHTS_NAME) as temporary:
+        safetensors.torch.save_file(tensors, temporary, metadata={"run": card.run, "epoch": str(card.epoch)})
+    artifacts.write_json(folder / CARD_NAME, asdict(card))
+
+
+def read_card(folder: Path) -> ModelCard:
+    """Read the card of a run folder.
+
+    Raises:
+        ArtifactError: The folder is no run, or the card is damaged.
+    """
+    path = folder / CARD_NAME
+    if not path.is_file():
+        raise ArtifactError(f"{folder} is no run: it has no {CARD_NAME}", "train one with: satdiff train")
+    try:
+        return ModelCard.from_dict(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError, KeyError) as error:
+        raise ArtifactError(
+            f"{path} is damaged: {error!r}", "train the run again: satdiff train --overwrite"
+        ) from error
+
+
+def load_model(folder: Path) -> tuple[nn.Module, ModelCard]:
+    """Load a run's network in eval mode, with its card.
+
+    Raises:
+        WeightsError: The run has no weights yet, or they do not fit the card.
+    """
+    card = read_card(folder)
+    path = folder / WEIGHTS_NAME
+    if not path.is_file():
+        raise WeightsError(f"run {folder} has no {WEIGHTS_NAME}", "its training did not finish an epoch; satdiff train")
+    model = build_model(card)
+    try:
+        model.load_state_dict(safetensors.torch.load_file(path))
+    except (SafetensorError, RuntimeError, OSError) as error:
+        raise WeightsError(
+            f"{path} does not fit its {CARD_NAME}: {str(error)[:300]}", "train the run again: satdiff train --overwrite"
+        ) from error
+    return model.eval(), card
+
+
+def list_runs(saved: Path) -> list[Path]:
+    """List the runs below ``models/saved``, the newest first."""
+    runs = [path.parent for path in saved.glob(f"*/{CARD_NAME}") if not path.parent.name.startswith(".")]
+    return sorted(runs, key=lambda folder: ((folder / CARD_NAME).stat().st_mtime_ns, folder.name), reverse=True)
+
+
+def resolve_run(name: str | None, saved: Path) -> Path:
+    """Find a run by name or path; without one the newest.
+
+    Raises:
+        ArtifactError: There is no such run; the message lists those there are.
+    """
+    runs = list_runs(saved)
+    if name is None:
+        if not runs:
+            raise ArtifactError(f"{saved} holds no run", "train one with: satdiff train")
+        return runs[0]
+    for candidate in (saved / name, Path(name)):
+        if candidate.is_dir():
+            return candidate
+    known = artifacts.list_some([run.name for run in runs]) or "none"
+    raise ArtifactError(f"there is no run {name!r}; runs in {saved}: {known}", "train one with: satdiff train")
+
+
+def family_name(run: str) -> str:
+    """Name what the runs of several folds have in common: ``siamese_x`` for ``siamese_x_fold0``."""
+    return re.sub(r"_fold[^_]*$", "", run)
+
+
+def list_family(runs: Sequence[Path], saved: Path) -> list[Path]:
+    """Return several runs as they are; for a single one all runs that differ from it only by ``_fold<K>``."""
+    if len(runs) != 1:
+        return list(runs)
+    stem = family_name(runs[0].name)
+    family = [run for run in list_runs(saved) if family_name(run.name) == stem]
+    return sorted({*runs, *family})
+
+
+def pick_device(name: str) -> torch.device:
+    """Resolve ``auto``, ``cpu``, ``cuda`` or ``cuda:N``; auto takes the GPU where there is one.
+
+    Raises:
+        ConfigError: The device is not there.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ConfigError(f"unknown device {name!r}", "--device auto, cpu, cuda or cuda:N") from None
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(f"there is no {name} on this machine", "--device cpu")
+    return device
+
+
+def supports_bf16(device: torch.device) -> bool:
+    """Whether the device multiplies bfloat16 matrices natively, so that autocast is faster and not only smaller."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return device.type == "cpu" and bool(torch.cpu._is_avx512_bf16_supported())

@@ -1,0 +1,79 @@
+"""Options and habits that the verbs share: the same name means the same everywhere."""
+
+import json
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+DEFAULT_DATA = Path("data")
+DEFAULT_MODELS = Path("models/saved")
+
+DataOption = Annotated[Path, typer.Option("--data", help="Project folder with pairs.csv and composites.")]
+ModelsOption = Annotated[Path, typer.Option("--models", help="Folder with the saved runs.")]
+OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace what is there already.")]
+DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and write nothing.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print the summary as JSON on stdout.")]
+SeedOption = Annotated[int, typer.Option("--seed", help="Seed of everything drawn at random.")]
+DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")]
+WorkersOption = Annotated[
+    int | None, typer.Option("--workers", min=0, help="Processes or threads that read data.", show_default="by machine")
+]
+
+messages = Console(stderr=True, highlight=False)
+results = Console(highlight=False)
+
+
+def count_workers(given: int | None) -> int:
+    """Return the given number of workers, else one for each CPU that this process may use."""
+    return len(os.sched_getaffinity(0)) if given is None else given
+
+
+def say(text: str) -> None:
+    """Print a line of a summary on stderr."""
+    messages.print(text, markup=False, soft_wrap=True)
+
+
+def finish(summary: dict[str, Any], *, path: Path | None, next_command: str, as_json: bool) -> None:
+    """End a verb: the result on stdout (its path, or the summary as JSON), the next command on stderr."""
+    if as_json:
+        sys.stdout.write(json.dumps(summary, indent=2, default=str) + "\n")
+    elif path is not None:
+        sys.stdout.write(f"{path}\n")
+    if next_command:
+        say(f"next   {next_command}")
+
+
+@contextmanager
+def progress_bar(label: str, total: float | None) -> Iterator[Progress]:
+    """Show a progress bar with time left, on a terminal only; the task has the id 0."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TaskProgressColumn() if total is None else MofNCompleteColumn(),
+        TextColumn("{task.fields[note]}"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=messages, transient=True, disable=not messages.is_terminal) as progress:
+        progress.add_task(label, total=total, note="")
+        yield progress
+
+
+def data_flag(data: Path) -> str:
+    """Spell the project folder for a command to copy: nothing for the default."""
+    return "" if data == DEFAULT_DATA else f" --data {data}"

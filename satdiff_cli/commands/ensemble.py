@@ -1,0 +1,55 @@
+"""``satdiff ensemble``: average several predictions."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from satdiff_cli.commands import _options as options
+
+Mean = Literal["arithmetic", "geometric"]
+
+
+def ensemble(
+    predictions: Annotated[list[Path], typer.Argument(help="Predictions: .pkl files or folders.")],
+    weights: Annotated[
+        str | None, typer.Option("--weights", help="Weight of each prediction, with commas.", show_default="equal")
+    ] = None,
+    mean: Annotated[Mean, typer.Option("--mean", help="How probabilities are averaged.")] = "arithmetic",
+    ids: Annotated[
+        Path | None,
+        typer.Option("--ids", help="Sample submission that names the pairs of bare lists, in its order."),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", help="Prediction to write.", show_default="ensemble.pkl beside the first"),
+    ] = None,
+    overwrite: options.OverwriteOption = False,
+    as_json: options.JsonOption = False,
+) -> None:
+    """Average several predictions pair by pair.
+
+    Reads predictions of the same pairs, in any order; writes one prediction: NAME.pkl and the folder NAME/.
+
+    Example: satdiff ensemble a.pkl b.pkl --weights 2,1
+
+    Next: satdiff submit ensemble.pkl
+    """
+    from satdiff_cli import predictions as core
+
+    factors = core.parse_weights(weights, len(predictions))
+    folder = (out or predictions[0].parent / "ensemble.pkl").with_suffix("")
+    with options.progress_bar("averaging", None) as bar:
+        header = core.write_ensemble(
+            predictions,
+            factors,
+            core.Target(folder, overwrite=overwrite),
+            geometric=mean == "geometric",
+            ids=ids,
+            on_done=lambda done, total: bar.update(0, completed=done, total=total),  # type: ignore[arg-type]
+        )
+    cut = "no threshold known" if header.threshold is None else f"threshold {header.threshold:.3f}"
+    options.say(f"done   {mean} mean of {len(predictions)} predictions, {len(header.pair_ids)} pairs, {cut}")
+    path = folder.with_name(f"{folder.name}.pkl")
+    summary = {"prediction": path, "pairs": len(header.pair_ids), "threshold": header.threshold}
+    options.finish(summary, path=path, next_command=f"satdiff submit {path}", as_json=as_json)

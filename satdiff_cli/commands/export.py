@@ -1,0 +1,58 @@
+"""``satdiff export``: write a prediction as masks, pictures, …."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from satdiff_cli.commands import _options as options
+from satdiff_cli.plugins import list_plugins
+
+
+def export(
+    prediction: Annotated[
+        Path | None, typer.Argument(help="Prediction: .pkl, folder, or name.", show_default="newest")
+    ] = None,
+    kind: Annotated[
+        str, typer.Option("--as", help=f"What to write: {', '.join(list_plugins('outputs'))}.")
+    ] = "mask_tif",
+    threshold: Annotated[
+        float | None,
+        typer.Option(
+            "--threshold", min=0, max=1, help="Probability that counts as change.", show_default="the model's"
+        ),
+    ] = None,
+    ids: Annotated[
+        Path | None, typer.Option("--ids", help="Sample submission that names the pairs of a bare list.")
+    ] = None,
+    data: options.DataOption = options.DEFAULT_DATA,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", help="Folder to write to.", show_default="<data>/exports/<prediction>_<kind>"),
+    ] = None,
+    overwrite: options.OverwriteOption = False,
+    as_json: options.JsonOption = False,
+) -> None:
+    """Write a prediction as masks or pictures.
+
+    Reads a prediction (png: composites and labels, too); writes one file a pair.
+
+    Example: satdiff export ensemble.pkl --as png
+
+    Next: open the files in a viewer or GIS
+    """
+    from satdiff_cli import artifacts, predictions
+    from satdiff_cli.plugins import load_plugin
+
+    output = load_plugin("outputs", kind)
+    path = predictions.resolve_prediction(prediction, data)
+    folder = out or data / "exports" / f"{path.stem}_{kind}"
+    with (
+        predictions.open_prediction(path, ids) as reader,
+        artifacts.write_folder(folder, overwrite=overwrite) as temporary,
+    ):
+        cut, origin = predictions.choose_threshold(threshold, reader.header)
+        written = output.write(reader, temporary, predictions.ExportOptions(data, cut))
+    options.say(f"done   {len(written)} files of {path} at threshold {cut:.3f} ({origin})")
+    summary = {"folder": folder, "files": sorted(file.name for file in written)}
+    options.finish(summary, path=folder, next_command="", as_json=as_json)

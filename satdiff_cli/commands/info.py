@@ -1,0 +1,171 @@
+"""``satdiff info``: say what a file or folder is, where it came from, what to type next."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from satdiff_cli.commands import _options as options
+
+
+def info(
+    path: Annotated[Path, typer.Argument(help="Any file or folder of satdiff, or a raster.")] = options.DEFAULT_DATA,
+    as_json: options.JsonOption = False,
+) -> None:
+    """Say what an artifact is, who made it from what, and what to type next.
+
+    Reads the artifact; writes nothing.
+
+    Example: satdiff info models/saved/siamese_tf_efficientnet_lite0_fold0
+    """
+    from rich.table import Table
+
+    facts, next_command = describe(path)
+    if not as_json:
+        table = Table(show_header=False, box=None)
+        for name, value in facts.items():
+            table.add_row(name, "\n".join(map(str, value)) if isinstance(value, list) else str(value))
+        options.results.print(table)
+    options.finish({**facts, "next": next_command}, path=None, next_command=next_command, as_json=as_json)
+
+
+def describe(path: Path) -> tuple[dict[str, Any], str]:
+    """Describe an artifact: facts by name, and the command to type next.
+
+    Raises:
+        ArtifactError: The path is missing, or nothing of satdiff.
+    """
+    from satdiff_cli.errors import ArtifactError
+
+    if not path.exists():
+        raise ArtifactError(f"{path} does not exist", "satdiff demo makes an example")
+    if path.is_dir():
+        return describe_folder(path)
+    by_suffix: dict[str, Callable[[Path], tuple[dict[str, Any], str]]] = {
+        ".csv": describe_table,
+        ".pkl": describe_prediction,
+    }
+    return by_suffix.get(path.suffix.lower(), describe_raster)(path)
+
+
+def describe_folder(path: Path) -> tuple[dict[str, Any], str]:
+    """Describe a run, a folder with a manifest, or a project folder."""
+    from satdiff_cli import artifacts, checkpoint
+    from satdiff_cli.errors import ArtifactError
+
+    if (path / checkpoint.CARD_NAME).is_file():
+        return describe_run(path)
+    if (path / artifacts.MANIFEST_NAME).is_file():
+        if "pair_ids" in artifacts.read_json(path / artifacts.MANIFEST_NAME).get("details", {}):
+            return describe_prediction(path)
+        return describe_manifest(path), f"satdiff tile {path.parent}"
+    if (path / artifacts.PAIRS_CSV).is_file() or any(path.iterdir()):
+        return describe_project(path)
+    raise ArtifactError(f"{path} is empty", f"put scenes there (see the README), then: satdiff pair {path}")
+
+
+def describe_manifest(path: Path) -> dict[str, Any]:
+    """Describe where a folder artifact came from."""
+    from satdiff_cli import artifacts
+
+    values = artifacts.read_json(path / artifacts.MANIFEST_NAME)
+    return {
+        "what": f"{values['kind']} ({path})",
+        "made": f"{values['created']} by satdiff {values['satdiff_version']}",
+        "settings": [f"{name} = {value}" for name, value in values["config"].items()],
+        "made from": f"{len(values['inputs'])} files",
+        "details": [
+            f"{name} = {value}" for name, value in values["details"].items() if name not in ("grids", "pair_ids")
+        ],
+    }
+
+
+def describe_run(path: Path) -> tuple[dict[str, Any], str]:
+    """Describe a run by its model card."""
+    from satdiff_cli import artifacts, checkpoint
+
+    card = checkpoint.read_card(path)
+    is_finished = (path / artifacts.MANIFEST_NAME).is_file()
+    facts = {
+        "what": f"run {card.run} ({path})",
+        "network": f"{card.arch}: {checkpoint.describe(card.parameters)}",
+        "sees": f"{card.dates} dates of {', '.join(card.normalization.channels)}, normalised per "
+        f"{card.normalization.kind}",
+        "trained on": f"{len(card.train_sites)} sites, validated on {len(card.validation_sites)} (fold {card.fold})",
+        "weights": f"of epoch {card.epoch}; threshold {card.threshold:.3f}",
+        "validation": [f"{name} {value:.3f}" for name, value in card.scores.items()],
+        "finished": "yes" if is_finished else "no",
+    }
+    if is_finished:
+        facts["made"] = describe_manifest(path)["made"]
+    return facts, f"satdiff predict {path.name}" if is_finished else f"satdiff train --resume --name {path.name}"
+
+
+def describe_table(path: Path) -> tuple[dict[str, Any], str]:
+    """Describe one of the CSV files."""
+    from satdiff_cli import artifacts
+
+    table = artifacts.read_table(path, ())
+    facts: dict[str, Any] = {"what": f"table ({path})", "rows": len(table), "columns": ", ".join(table.columns)}
+    kinds = {
+        "pairs": (artifacts.PAIR_COLUMNS, f"satdiff tile {path.parent}"),
+        "tiles": (artifacts.TILE_COLUMNS, f"satdiff train --arch siamese{options.data_flag(path.parent)}"),
+        "report of satdiff pair": (artifacts.REPORT_COLUMNS, f"satdiff tile {path.parent}"),
+        "submission": (("Id", "mask"), ""),
+    }
+    for kind, (columns, next_command) in kinds.items():
+        if set(columns) <= set(table.columns):
+            facts["what"] = f"{kind} ({path})"
+            for column in ("fold", "status"):
+                if column in table.columns:
+                    counts = table[column].value_counts().sort_index()
+                    facts[column] = ", ".join(f"{value or '(none)'}: {count}" for value, count in counts.items())
+            return facts, next_command
+    return facts, f"satdiff pair {path} --format csv"
+
+
+def describe_prediction(path: Path) -> tuple[dict[str, Any], str]:
+    """Describe a prediction, pickle or folder."""
+    from satdiff_cli import predictions
+    from satdiff_cli.errors import ArtifactError
+
+    try:
+        with predictions.open_prediction(path) as reader:
+            header = reader.header
+    except ArtifactError as error:
+        if "bare list" not in error.message:
+            raise
+        return {"what": error.message}, f"satdiff submit {path}"
+    threshold = "unknown" if header.threshold is None else f"{header.threshold:.3f}"
+    facts = {"what": f"prediction of {header.run} ({path})", "threshold": threshold, "pairs": list(header.pair_ids)}
+    if path.is_dir():
+        facts |= {name: value for name, value in describe_manifest(path).items() if name in ("made", "settings")}
+    verb = "evaluate" if header.run.startswith("oof_") else "submit"
+    return facts, f"satdiff {verb} {path}"
+
+
+def describe_raster(path: Path) -> tuple[dict[str, Any], str]:
+    """Describe a raster: composite, probability or anything else."""
+    from satdiff_cli import raster
+
+    facts = raster.describe_raster(path)
+    return facts, "" if facts["kind"] != "scene" else "satdiff pair --help"
+
+
+def describe_project(path: Path) -> tuple[dict[str, Any], str]:
+    """Describe how far the work in a project folder has come."""
+    from satdiff_cli import artifacts, predictions
+
+    found = predictions.list_predictions(path / artifacts.PREDICTIONS_DIR)
+    steps = [
+        ("pairs", (path / artifacts.PAIRS_CSV).is_file(), f"satdiff pair {path}"),
+        ("tiles", (path / artifacts.TILES_CSV).is_file(), f"satdiff tile {path}"),
+        ("predictions", bool(found), f"satdiff train --arch siamese{options.data_flag(path)}"),
+        ("submission", (path / "submission.csv").is_file(), f"satdiff submit{options.data_flag(path)}"),
+    ]
+    facts: dict[str, Any] = {"what": f"project folder ({path})"}
+    facts |= {name: "yes" if is_there else "not yet" for name, is_there, _ in steps}
+    if found:
+        facts["predictions"] = [item.name for item in found]
+    return facts, next((command for _, is_there, command in steps if not is_there), "")

@@ -1,0 +1,49 @@
+"""The errors that a person can cause, each with what is wrong and what to type next."""
+
+
+class SatdiffError(Exception):
+    """Report a mistake in the input, the files or the command line.
+
+    The command line prints ``message`` after ``error`` and ``hint`` after ``hint`` and exits with 1.
+
+    Args:
+        message: What we got, what was expected, and which file or id it is about.
+        hint: The command or the flag that mends it; may be empty.
+    """
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+
+class ConfigError(SatdiffError):
+    """A setting has an unknown name or an impossible value."""
+
+
+class CatalogError(SatdiffError):
+    """Scenes, a table or labels cannot be matched to pairs."""
+
+
+class RasterError(SatdiffError):
+    """A raster file cannot be read, or does not fit the others."""
+
+
+class ArtifactError(SatdiffError):
+    """A file that another step should have written is missing, of another kind, or damaged."""
+
+
+class KeyMismatchError(SatdiffError):
+    """Two artifacts that are joined do not hold the same ids."""
+
+
+class OutputExistsError(SatdiffError):
+    """The output is there already and ``--overwrite`` was not given."""
+
+
+class UnsafePickleError(ArtifactError):
+    """A pickle asks for something other than plain data; it was not loaded."""
+
+
+class WeightsError(SatdiffError):
+    """Weights are missing, or do not fit the network."""

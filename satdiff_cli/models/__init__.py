@@ -1,0 +1,1 @@
+"""Plug-ins: one architecture a file, with ``build(card)`` returning a network of ``(before, after) -> logits``."""

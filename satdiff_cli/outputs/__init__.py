@@ -1,0 +1,1 @@
+"""Plug-ins: one result kind a file, with ``write(prediction, out, options)``."""

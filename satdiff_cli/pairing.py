@@ -1,0 +1,415 @@
+"""Turn a catalog into composites, labels on their grid, sites and folds; read the resulting pairs back."""
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from satdiff_cli import artifacts, catalog, raster
+from satdiff_cli.catalog import Catalog, CatalogOptions, ScenePair
+from satdiff_cli.errors import ArtifactError, CatalogError, RasterError, SatdiffError
+from satdiff_cli.plugins import list_plugins, load_plugin
+from satdiff_cli.probability import LABEL_IGNORE
+from satdiff_cli.raster import CompositeSummary
+
+LabelValues = Literal["auto", "0/1", "0/255"]
+STATUS_OK = "ok"
+STATUS_FAILED = "failed"
+STATUS_UNRESOLVED = "unresolved"
+_PAIR_ID = re.compile(r"[^./\\\x00][^/\\\x00]{0,199}")
+_JPEG_SUFFIXES = {".jpg", ".jpeg"}
+_JPEG_THRESHOLD = 128  # compression blurs 0 and 255; the middle parts them again
+
+
+@dataclass(frozen=True)
+class PairingConfig:
+    """Hold the settings of ``satdiff pair``.
+
+    Attributes:
+        format: Name of the format plug-in.
+        bands: Band names of a date in file order; empty to take them from the files or from their number.
+        resampling: Kernel for after scenes that lie on another grid.
+        label_values: What label files hold: 0/1 (255 = ignore), 0/255 (255 = change), or ``auto``: 0/1 if any label of
+            the dataset holds a 1.
+        folds: Number of folds that labelled sites are spread over.
+        seed: Seed of the folds.
+    """
+
+    format: str = "auto"
+    bands: tuple[str, ...] = ()
+    resampling: raster.Resampling = "bilinear"
+    label_values: LabelValues = "auto"
+    folds: int = 5
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class PairOutcome:
+    """Say what became of one pair of a catalog: a composite, or a reason why not."""
+
+    pair: ScenePair
+    summary: CompositeSummary | None
+    hint: str = ""
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One usable row of ``pairs.csv``, its paths resolved.
+
+    ``label`` is 0/1/255 on the composite's grid, or None. ``fold`` is a number, ``train``, ``val``, ``test`` or empty.
+    """
+
+    pair_id: str
+    site_id: str
+    composite: Path
+    label: Path | None
+    fold: str
+    before_date: str
+    after_date: str
+
+
+def read_pairs(data: Path) -> list[Pair]:
+    """Read the usable pairs of a project folder, in the order of ``pairs.csv``.
+
+    Raises:
+        ArtifactError: There is no ``pairs.csv`` or no composites, or none of its pairs is usable.
+    """
+    table = artifacts.read_table(data / artifacts.PAIRS_CSV, artifacts.PAIR_COLUMNS)
+    composites = data / artifacts.COMPOSITES_DIR
+    artifacts.read_manifest(composites, "composites")
+    table = table[table["status"] == STATUS_OK]
+    if table.empty:
+        raise ArtifactError(f"{data / artifacts.PAIRS_CSV} holds no usable pair", "see pairs_report.csv beside it")
+    on_disk = {path.stem for path in composites.glob("*.tif")}
+    artifacts.check_keys(
+        on_disk, table["pair_id"], what=f"{composites} against {artifacts.PAIRS_CSV}", hint="satdiff pair --overwrite"
+    )
+    return [
+        Pair(
+            pair_id=row["pair_id"],
+            site_id=row["site_id"],
+            composite=composites / f"{row['pair_id']}.tif",
+            label=data / row["label"] if row["label"] else None,
+            fold=row["fold"],
+            before_date=row["before_date"],
+            after_date=row["after_date"],
+        )
+        for row in table.to_dict("records")
+    ]
+
+
+def build_composites(
+    found: Catalog,
+    folder: Path,
+    config: PairingConfig,
+    *,
+    workers: int,
+    on_done: Callable[[PairOutcome], None],
+) -> list[PairOutcome]:
+    """Write composites and labels of all pairs into a folder, several at a time.
+
+    Pairs that cannot be built are reported, not raised.
+
+    Args:
+        found: Pairs to build.
+        folder: Where ``<pair_id>.tif`` and ``labels/<pair_id>.tif`` go.
+        config: Settings.
+        workers: Pairs built at a time.
+        on_done: Called after each pair.
+
+    Returns:
+        One outcome a pair, in the catalog's order.
+    """
+    (folder / artifacts.LABELS_DIR).mkdir()
+    change_value = find_change_value([pair.label for pair in found.pairs if pair.label], config.label_values)
+
+    def build(pair: ScenePair) -> PairOutcome:
+        outcome = build_pair(pair, folder, config, change_value=change_value)
+        on_done(outcome)
+        return outcome
+
+    with ThreadPoolExecutor(max_workers=workers) as pool:
+        return list(pool.map(build, found.pairs))
+
+
+def build_pair(pair: ScenePair, folder: Path, config: PairingConfig, *, change_value: int) -> PairOutcome:
+    """Write one composite and its label; a mistake in the files becomes the outcome's reason."""
+    composite = folder / f"{pair.pair_id}.tif"
+    before, after = (pair.composite, pair.composite) if pair.composite else (pair.before, pair.after)
+    try:
+        summary = raster.write_composite(
+            before, after, composite, bands=config.bands or None, resampling=config.resampling
+        )
+        if pair.label is not None:
+            label = read_label(pair.label, summary, change_value=change_value)
+            raster.write_band(folder / artifacts.LABELS_DIR / composite.name, label, summary.grid, description="change")
+        return PairOutcome(add_dates(pair), summary)
+    except (RasterError, CatalogError) as error:
+        composite.unlink(missing_ok=True)
+        return PairOutcome(pair, None, hint=error.hint, reason=error.message)
+
+
+def add_dates(pair: ScenePair) -> ScenePair:
+    """Fill in dates that neither the names nor a table gave from the scenes' own tags."""
+    if pair.composite:
+        return pair
+    before = pair.before_date or normalize_date(raster.read_date_tag(pair.before))
+    after = pair.after_date or normalize_date(raster.read_date_tag(pair.after))
+    return replace(pair, before_date=before, after_date=after)
+
+
+def normalize_date(text: str) -> str:
+    """Spell a date as ISO 8601 where it is a full one; else leave it as it is (``2003``)."""
+    parsed = catalog.parse_scene_date(text.replace(":", "-"))
+    return parsed.isoformat() if parsed else text
+
+
+def find_change_value(labels: Iterable[Path], label_values: LabelValues) -> int:
+    """Decide which label value means change for the whole dataset: 1 or 255.
+
+    ``auto`` takes 1 if any label holds a 1, because 255 then means ignore; it reads every label once.
+    """
+    if label_values != "auto":
+        return int(label_values.split("/")[1])
+    values: set[int] = set()
+    for path in labels:
+        if path.suffix.lower() in _JPEG_SUFFIXES:
+            return 255
+        try:
+            values |= set(np.unique(raster.read_band(path)).tolist())
+        except RasterError:  # reported with its pair
+            continue
+        if 1 in values:
+            return 1
+    return 255 if 255 in values else 1
+
+
+def read_label(path: Path, summary: CompositeSummary, *, change_value: int) -> NDArray[np.uint8]:
+    """Read a label file as 0, 1 and 255 (ignore) on the composite's grid.
+
+    Raises:
+        RasterError: The label has another size than the before scene and the composite, or holds other values.
+    """
+    values = raster.read_band(path)
+    if values.shape == summary.before_grid.shape:
+        values = values[summary.window.slices]
+    elif values.shape != summary.grid.shape:
+        raise RasterError(
+            f"{path} is {values.shape[0]} × {values.shape[1]} px, "
+            f"its before scene {summary.before_grid.height} × {summary.before_grid.width} px",
+            "a label lies on the before scene's grid; gdalwarp -te -ts brings it there",
+        )
+    if path.suffix.lower() in _JPEG_SUFFIXES:
+        return (values >= _JPEG_THRESHOLD).astype(np.uint8)
+    label = np.full(values.shape, LABEL_IGNORE, dtype=np.uint8)
+    label[values == 0] = 0
+    label[values == change_value] = 1
+    admitted = (0, 1, 255) if change_value == 1 else (0, 255)
+    other = sorted(set(np.unique(values).tolist()) - set(admitted))
+    if other:
+        raise RasterError(
+            f"{path} holds the values {artifacts.list_some([f'{value:g}' for value in other], 5)}, "
+            f"expected {', '.join(map(str, admitted))}",
+            "say what labels hold with --label-values 0/1 or 0/255",
+        )
+    return label
+
+
+def assign_sites(outcomes: Sequence[PairOutcome]) -> dict[str, str]:
+    """Give pairs that share a scene, a site name, or ground the same site.
+
+    Returns:
+        For each pair id its site.
+    """
+    members: dict[str, list[Any]] = {}
+    for outcome in outcomes:
+        pair = outcome.pair
+        members[pair.pair_id] = [("site", pair.site_id)]
+        if pair.composite is None:
+            members[pair.pair_id] += [pair.before, pair.after]
+    for first, second in find_overlaps([(item.pair.pair_id, item.summary) for item in outcomes if item.summary]):
+        members[first].append(("overlap", first, second))
+        members[second].append(("overlap", first, second))
+    groups = catalog.merge_groups(members)
+    names = {outcome.pair.pair_id: outcome.pair.site_id for outcome in outcomes}
+    return {pair_id: names[group] for pair_id, group in groups.items()}
+
+
+def find_overlaps(summaries: Sequence[tuple[str, CompositeSummary]]) -> list[tuple[str, str]]:
+    """Find the pairs of composites whose ground overlaps by more than a pixel; only georeferenced ones can."""
+    placed = [(pair_id, summary.grid) for pair_id, summary in summaries if summary.grid.is_georeferenced]
+    if not placed:
+        return []
+    bounds = np.array([raster.geographic_bounds(grid) for _, grid in placed])
+    pixel = np.array([(item[2] - item[0]) / grid.width for item, (_, grid) in zip(bounds, placed, strict=True)])
+    overlaps = []
+    for index, (left, bottom, right, top) in enumerate(bounds[:-1]):
+        rest = bounds[index + 1 :]
+        across = np.minimum(right, rest[:, 2]) - np.maximum(left, rest[:, 0])
+        along = np.minimum(top, rest[:, 3]) - np.maximum(bottom, rest[:, 1])
+        tolerance = np.maximum(pixel[index], pixel[index + 1 :])
+        hits = np.flatnonzero((across > tolerance) & (along > tolerance))
+        overlaps += [(placed[index][0], placed[index + 1 + hit][0]) for hit in hits.tolist()]
+    return overlaps
+
+
+def assign_pair_folds(
+    outcomes: Sequence[PairOutcome], sites: dict[str, str], test_ids: frozenset[str], config: PairingConfig
+) -> dict[str, str]:
+    """Give each pair its fold: the dataset's own, else by site; unlabelled pairs are the test set.
+
+    With a sample submission only the unlabelled pairs that it lists are the test set.
+    """
+    folds = {}
+    to_spread = [item.pair for item in outcomes if item.summary and item.pair.label and not item.pair.fold]
+    by_site = catalog.assign_folds([sites[pair.pair_id] for pair in to_spread], folds=config.folds, seed=config.seed)
+    spread_ids = {pair.pair_id for pair in to_spread}
+    for pair in (item.pair for item in outcomes):
+        if pair.fold:
+            folds[pair.pair_id] = pair.fold
+        elif pair.pair_id in spread_ids:
+            folds[pair.pair_id] = by_site[sites[pair.pair_id]]
+        else:
+            is_test = pair.label is None and (not test_ids or pair.pair_id in test_ids)
+            folds[pair.pair_id] = catalog.TEST_FOLD if is_test else catalog.NO_FOLD
+    return folds
+
+
+def tabulate_pairs(outcomes: Sequence[PairOutcome], test_ids: frozenset[str], root: Path, config: PairingConfig) -> Any:
+    """Make the rows of ``pairs.csv``, sorted by pair id."""
+    sites = assign_sites(outcomes)
+    folds = assign_pair_folds(outcomes, sites, test_ids, config)
+    rows = []
+    for outcome in sorted(outcomes, key=lambda item: item.pair.pair_id):
+        pair = outcome.pair
+        label = f"{artifacts.COMPOSITES_DIR}/{artifacts.LABELS_DIR}/{pair.pair_id}.tif" if pair.label else ""
+        rows.append(
+            {
+                "pair_id": pair.pair_id,
+                "site_id": sites[pair.pair_id],
+                "before": artifacts.relative_path(pair.before, root),
+                "after": artifacts.relative_path(pair.after, root),
+                "before_date": pair.before_date,
+                "after_date": pair.after_date,
+                "label": label if outcome.summary else "",
+                "fold": folds[pair.pair_id],
+                "status": STATUS_OK if outcome.summary else STATUS_FAILED,
+                "reason": outcome.reason,
+            }
+        )
+    return pd.DataFrame(rows, columns=list(artifacts.PAIR_COLUMNS))
+
+
+def tabulate_report(found: Catalog, outcomes: Sequence[PairOutcome], root: Path) -> Any:
+    """Make the rows of ``pairs_report.csv``: what became of every pair, row and scene, the unusable ones first."""
+    rows = [
+        {
+            "pair_id": "",
+            "source": problem.source,
+            "before": problem.item,
+            "status": STATUS_UNRESOLVED,
+            "reason": problem.reason,
+        }
+        for problem in found.problems
+    ]
+    for outcome in sorted(outcomes, key=lambda item: (item.summary is not None, item.pair.pair_id)):
+        summary = outcome.summary
+        rows.append(
+            {
+                "pair_id": outcome.pair.pair_id,
+                "source": outcome.pair.source,
+                "before": artifacts.relative_path(outcome.pair.before, root),
+                "after": artifacts.relative_path(outcome.pair.after, root),
+                "status": STATUS_OK if summary else STATUS_FAILED,
+                "reason": outcome.reason,
+                "resampled": summary.resampled if summary else "",
+                "valid_fraction": f"{summary.valid_fraction:.6f}" if summary else "",
+            }
+        )
+    return pd.DataFrame(rows, columns=list(artifacts.REPORT_COLUMNS)).fillna("")
+
+
+def raise_for_failures(found: Catalog, outcomes: Sequence[PairOutcome], report: Path) -> None:
+    """Refuse a catalog of which something could not be used.
+
+    Raises:
+        SatdiffError: Something was not resolved or not built; the first three reasons are given.
+    """
+    failed = [outcome for outcome in outcomes if outcome.summary is None]
+    reasons = [f"{item.source}: {item.item}: {item.reason}" for item in found.problems]
+    reasons += [f"{item.pair.pair_id}: {item.reason}" for item in failed]
+    if not reasons:
+        return
+    listed = "\n".join(f"  - {reason}" for reason in reasons[:3])
+    more = f"\n  and {len(reasons) - 3} more" if len(reasons) > 3 else ""
+    hint = f"see {report}; mend them, or leave them out with --allow-missing"
+    if len(failed) == 1 and not found.problems:
+        hint = f"{failed[0].hint or hint}, or leave it out with --allow-missing"
+    raise SatdiffError(
+        f"{len(found.problems)} rows or scenes unresolved, {len(failed)} pairs failed:\n{listed}{more}", hint
+    )
+
+
+def read_catalog(data: Path, format_name: str, options: CatalogOptions) -> Catalog:
+    """Read a dataset's pairs with a format plug-in; ``auto`` takes the one that recognises the folder.
+
+    Raises:
+        CatalogError: No format or several recognise it, nothing is found, or an id cannot be a file name.
+    """
+    if not data.exists():
+        raise CatalogError(f"{data} does not exist", "satdiff demo makes an example; satdiff pair --help lists formats")
+    if format_name == "auto":
+        names = [name for name in list_plugins("formats") if load_plugin("formats", name).recognise(data, options)]
+        if len(names) != 1:
+            what = f"fits the formats {', '.join(names)}" if names else "has the layout of no known format"
+            raise CatalogError(
+                f"{data} {what}",
+                f"name it with --format {'|'.join(names or list_plugins('formats'))}; the README shows each layout",
+            )
+        format_name = names[0]
+    found: Catalog = load_plugin("formats", format_name).read_catalog(data, options)
+    if not found.pairs and not found.problems:
+        raise CatalogError(f"{data} holds no pair (format {format_name})", "the README shows each format's layout")
+    for pair in found.pairs:
+        if not _PAIR_ID.fullmatch(pair.pair_id):
+            raise CatalogError(f"{pair.source}: the pair id {pair.pair_id!r} cannot be a file name", "rename the pair")
+    return found
+
+
+def describe_composites(outcomes: Sequence[PairOutcome], root: Path, config: PairingConfig) -> artifacts.Manifest:
+    """Describe the composites and the scenes and labels that they were made of."""
+    used = [outcome.pair for outcome in outcomes if outcome.summary]
+    files = {path for pair in used for path in (pair.composite, pair.label) if path}
+    files |= {path for pair in used if not pair.composite for path in (pair.before, pair.after)}
+    local = sorted(path for path in files if path.is_file())
+    return artifacts.Manifest(
+        "composites",
+        config=asdict(config),
+        inputs=artifacts.describe_inputs(local, root),
+        seed=config.seed,
+        details={"pairs": len(used)},
+    )
+
+
+def summarize_pairs(found: Catalog, outcomes: Sequence[PairOutcome], rows: pd.DataFrame) -> dict[str, Any]:
+    """Count what became of a catalog, for the terminal and ``--json``."""
+    used = rows[rows["status"] == STATUS_OK]
+    summaries = [outcome.summary for outcome in outcomes if outcome.summary]
+    return {
+        "format": found.format,
+        "pairs": len(used),
+        "sites": used["site_id"].nunique(),
+        "labelled": int((used["label"] != "").sum()),
+        "test": int((used["fold"] == catalog.TEST_FOLD).sum()),
+        "resampled": sum(bool(summary.resampled) for summary in summaries),
+        "failed": len(outcomes) - len(used),
+        "problems": len(found.problems),
+        "bands": "; ".join(sorted({",".join(summary.bands) for summary in summaries})),
+    }

@@ -1,0 +1,457 @@
+"""Write and read predictions: a folder of probability rasters, and a pickle of one frame a pair."""
+
+import pickle
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from satdiff_cli import artifacts
+from satdiff_cli.artifacts import Manifest
+from satdiff_cli.errors import ArtifactError, ConfigError, KeyMismatchError
+from satdiff_cli.raster import Grid, ProbabilityWriter, read_probability
+
+PICKLE_FORMAT = "satdiff-prediction"
+PICKLE_VERSION = 1
+ORIGINAL_THRESHOLD = 0.4  # what the original solution cut its bare lists at
+
+
+@dataclass(frozen=True)
+class PredictionHeader:
+    """Describe a prediction; the first frame of its pickle.
+
+    Attributes:
+        pair_ids: Ids of the pairs, in the order of the frames.
+        run: Name of what made it.
+        threshold: Probability from which a pixel counts as change; None where the file does not say.
+        grids: For each pair its grid as ``Grid.as_dict`` gives it; empty where the file does not say.
+    """
+
+    pair_ids: tuple[str, ...]
+    run: str = ""
+    threshold: float | None = None
+    grids: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    def grid(self, pair_id: str, shape: tuple[int, ...]) -> Grid:
+        """Return the grid of a pair; one without georeferencing where the prediction does not say."""
+        known = self.grids.get(pair_id)
+        return Grid.from_dict(known) if known else Grid(shape[0], shape[1])
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain values, with the format's name and version."""
+        values = asdict(self) | {"pair_ids": list(self.pair_ids), "grids": dict(self.grids)}
+        return {"format": PICKLE_FORMAT, "version": PICKLE_VERSION, **values}
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """Say what an output plug-in may need beside the prediction; it writes into a folder that is new and empty.
+
+    Attributes:
+        data: The project folder with composites and labels.
+        threshold: Probability from which a pixel counts as change.
+    """
+
+    data: Path
+    threshold: float
+
+
+class PredictionWriter:
+    """Write a prediction pair by pair, as a raster each and as frames of one pickle.
+
+    Args:
+        folder: Where the rasters go.
+        header: What is to come.
+        stream: Open binary file of the pickle; None for rasters alone.
+    """
+
+    def __init__(self, folder: Path, header: PredictionHeader, stream: BinaryIO | None) -> None:
+        self._folder = folder
+        self._header = header
+        self._stream = stream
+        self._left = list(header.pair_ids)
+        self._dump(header.as_dict())
+
+    @contextmanager
+    def add(self, pair_id: str, grid: Grid) -> Iterator[ProbabilityWriter]:
+        """Open the next pair's raster to write rows into; pairs come in the header's order."""
+        if not self._left or self._left[0] != pair_id:
+            raise ValueError(f"{pair_id} is not the next pair of the header")
+        self._left.pop(0)
+        path = self._folder / f"{pair_id}.tif"
+        tags = {"SATDIFF_RUN": self._header.run, "SATDIFF_THRESHOLD": str(self._header.threshold)}
+        with ProbabilityWriter(path, grid, tags=tags) as target:
+            yield target
+        self._dump(read_probability(path).astype(np.float16) if self._stream else None)
+
+    def _dump(self, value: Any) -> None:
+        if self._stream:
+            pickle.dump(value, self._stream, protocol=4)
+
+
+@dataclass(frozen=True)
+class Target:
+    """Say where a prediction goes: its folder, whether ``<folder>.pkl`` beside it, whether to replace what is there."""
+
+    folder: Path
+    with_pickle: bool = True
+    overwrite: bool = False
+
+    @property
+    def pickle(self) -> Path:
+        """The pickle's path."""
+        return self.folder.with_name(f"{self.folder.name}.pkl")
+
+
+@contextmanager
+def write_prediction(target: Target, header: PredictionHeader, manifest: Manifest) -> Iterator[PredictionWriter]:
+    """Write a prediction: the folder and, beside it, ``<folder>.pkl``. Neither appears before both are complete.
+
+    Raises:
+        OutputExistsError: One of them is there and is not to be replaced.
+    """
+    artifacts.check_output(target.pickle, overwrite=target.overwrite)
+    with ExitStack() as stack:
+        temporary_folder = stack.enter_context(artifacts.write_folder(target.folder, overwrite=target.overwrite))
+        stream = None
+        if target.with_pickle:
+            temporary_pickle = stack.enter_context(artifacts.write_file(target.pickle))
+            stream = stack.enter_context(temporary_pickle.open("wb"))
+        yield PredictionWriter(temporary_folder, header, stream)
+        details = {"run": header.run, "threshold": header.threshold, "pair_ids": header.pair_ids, "grids": header.grids}
+        artifacts.write_manifest(temporary_folder, replace(manifest, details={**manifest.details, **details}))
+
+
+class PickleReader:
+    """Read a prediction's pickle one pair at a time, in any order.
+
+    Args:
+        path: The file.
+        stream: The same, open.
+        header: Its header.
+        arrays: All arrays, for a file that is one list.
+    """
+
+    def __init__(
+        self, path: Path, stream: BinaryIO, header: PredictionHeader, arrays: Sequence[Any] | None = None
+    ) -> None:
+        self.path = path
+        self.header = header
+        self._stream = stream
+        self._arrays = arrays
+        self._offsets = [stream.tell()]
+
+    def read(self, pair_id: str) -> NDArray[np.float32]:
+        """Read one pair's probability, float32 (H, W) in [0, 1], NaN where not valid.
+
+        Raises:
+            ArtifactError: The file breaks off, or holds something else.
+        """
+        index = self.header.pair_ids.index(pair_id)
+        if self._arrays is not None:
+            return check_probability(self._arrays[index], pair_id, self.path)
+        while (
+            len(self._offsets) <= index + 1
+        ):  # frames have no length: those before must be passed to learn where it lies
+            value = self._load(len(self._offsets) - 1)
+            self._offsets.append(self._stream.tell())
+            if len(self._offsets) == index + 2:
+                return check_probability(value, pair_id, self.path)
+        return check_probability(self._load(index), pair_id, self.path)
+
+    def _load(self, index: int) -> Any:
+        self._stream.seek(self._offsets[index])
+        try:
+            return artifacts.load_frame(self._stream, self.path)
+        except EOFError:
+            raise ArtifactError(
+                f"{self.path} breaks off: {index} of its {len(self.header.pair_ids)} pairs are there",
+                "make it again with: satdiff predict --overwrite",
+            ) from None
+
+
+class FolderReader:
+    """Read a prediction's folder of rasters one pair at a time.
+
+    Args:
+        path: The folder.
+        header: What its manifest says.
+    """
+
+    def __init__(self, path: Path, header: PredictionHeader) -> None:
+        self.path = path
+        self.header = header
+
+    def read(self, pair_id: str) -> NDArray[np.float32]:
+        """Read one pair's probability, float32 (H, W) in [0, 1], NaN where not valid."""
+        return read_probability(self.path / f"{pair_id}.tif")
+
+
+PredictionReader = PickleReader | FolderReader
+
+
+def check_probability(value: Any, pair_id: str, path: Path) -> NDArray[np.float32]:
+    """Require a frame to be a probability map.
+
+    Raises:
+        ArtifactError: It is something else, or leaves [0, 1].
+    """
+    if not isinstance(value, np.ndarray) or value.ndim != 2 or value.dtype.kind != "f":
+        got = f"{value.dtype} {value.shape}" if isinstance(value, np.ndarray) else type(value).__name__
+        raise ArtifactError(f"{path}: {pair_id} is {got}, expected a float array (H, W)", "satdiff predict makes them")
+    if bool(((value < 0) | (value > 1)).any()):
+        raise ArtifactError(
+            f"{path}: {pair_id} leaves [0, 1]: these are no probabilities", "satdiff predict makes them"
+        )
+    return value.astype(np.float32)
+
+
+@contextmanager
+def open_prediction(path: Path, ids: Path | None = None) -> Iterator[PredictionReader]:
+    """Open a prediction, a folder or a pickle.
+
+    Args:
+        path: The prediction.
+        ids: Sample submission that names the pairs of a bare list, in its order.
+
+    Raises:
+        ArtifactError: The file is missing or no prediction, or a bare list comes without ids.
+        UnsafePickleError: The pickle asks for something other than plain data.
+    """
+    if path.is_dir():
+        yield FolderReader(path, read_folder_header(path))
+        return
+    if not path.is_file():
+        raise ArtifactError(f"there is no prediction at {path}", "make one with: satdiff predict")
+    with path.open("rb") as stream:
+        try:
+            first = artifacts.load_frame(stream, path)
+        except EOFError:
+            raise ArtifactError(f"{path} is empty", "make it again with: satdiff predict --overwrite") from None
+        if isinstance(first, list):
+            yield PickleReader(path, stream, header_of_list(first, path, ids), first)
+        else:
+            yield PickleReader(path, stream, parse_header(first, path))
+
+
+def parse_header(value: Any, path: Path) -> PredictionHeader:
+    """Read the first frame of a prediction's pickle.
+
+    Raises:
+        ArtifactError: It is no header, or of a newer version.
+    """
+    hint = "make a prediction with: satdiff predict"
+    if not isinstance(value, dict) or value.get("format") != PICKLE_FORMAT:
+        raise ArtifactError(f"{path} is a pickle, but no prediction of satdiff and no list of arrays", hint)
+    if value.get("version") != PICKLE_VERSION:
+        raise ArtifactError(
+            f"{path} is of version {value.get('version')}, this satdiff reads {PICKLE_VERSION}", "update"
+        )
+    try:
+        return PredictionHeader(
+            tuple(map(str, value["pair_ids"])), str(value["run"]), value["threshold"], value.get("grids", {})
+        )
+    except (KeyError, TypeError) as error:
+        raise ArtifactError(f"{path} has a damaged header: {error!r}", hint) from error
+
+
+def header_of_list(arrays: list[Any], path: Path, ids: Path | None) -> PredictionHeader:
+    """Make the header of a bare list of arrays, as the original solution wrote them.
+
+    Raises:
+        ArtifactError: No ids are given.
+        KeyMismatchError: There are not as many arrays as ids.
+    """
+    hint = "name its pairs, in its order, with --ids data/sample_submission.csv"
+    if ids is None:
+        raise ArtifactError(f"{path} is a bare list of {len(arrays)} arrays without ids", hint)
+    pair_ids = artifacts.read_sample_ids(ids)
+    if len(pair_ids) != len(arrays):
+        raise KeyMismatchError(f"{path} holds {len(arrays)} arrays, {ids} names {len(pair_ids)} pairs", hint)
+    return PredictionHeader(tuple(pair_ids), path.stem)
+
+
+def read_folder_header(folder: Path) -> PredictionHeader:
+    """Read what the manifest of a prediction folder says.
+
+    Raises:
+        ArtifactError: The folder is no prediction.
+        KeyMismatchError: Rasters are missing from it, or surplus.
+    """
+    details = artifacts.read_manifest(folder, "prediction").details
+    header = PredictionHeader(tuple(details["pair_ids"]), details["run"], details["threshold"], details["grids"])
+    artifacts.check_keys(
+        [path.stem for path in folder.glob("*.tif")], header.pair_ids, what=f"{folder} against its manifest"
+    )
+    return header
+
+
+def list_predictions(folder: Path) -> list[Path]:
+    """List the predictions below ``predicted_masks``, the newest first; a pickle stands for its folder."""
+    pickles = [path for path in folder.glob("*.pkl") if not path.name.startswith(".")]
+    folders = [
+        path.parent for path in folder.glob(f"*/{artifacts.MANIFEST_NAME}") if not path.parent.name.startswith(".")
+    ]
+    lone = [path for path in folders if not path.with_name(f"{path.name}.pkl").exists()]
+    return sorted([*pickles, *lone], key=lambda path: (path.stat().st_mtime_ns, path.name), reverse=True)
+
+
+def resolve_prediction(given: Path | None, data: Path, *, out_of_fold: bool | None = None) -> Path:
+    """Find a prediction by path or by name; without one the newest.
+
+    Args:
+        given: A path, or a name below ``predicted_masks``.
+        data: The project folder.
+        out_of_fold: Whether the newest is looked for among the out-of-fold ones (True), the others (False) or all.
+
+    Raises:
+        ArtifactError: There is no such prediction.
+    """
+    folder = data / artifacts.PREDICTIONS_DIR
+    if given is not None:
+        for candidate in (given, folder / given, folder / f"{given}.pkl"):
+            if candidate.exists():
+                return candidate
+        raise ArtifactError(f"there is no prediction {given}, neither here nor in {folder}", "satdiff predict")
+    found = [
+        path
+        for path in list_predictions(folder)
+        if out_of_fold is None or path.name.startswith(artifacts.OUT_OF_FOLD_PREFIX) == out_of_fold
+    ]
+    if not found:
+        raise ArtifactError(f"{folder} holds no prediction", "make one with: satdiff predict")
+    return found[0]
+
+
+def average_pair(
+    readers: Sequence[PredictionReader], weights: Sequence[float], pair_id: str, *, geometric: bool
+) -> NDArray[np.float32]:
+    """Average one pair over several predictions.
+
+    A pixel that only some predictions know is averaged over those.
+
+    Args:
+        readers: The predictions.
+        weights: Weight of each, not negative, not all 0.
+        pair_id: The pair.
+        geometric: Take the geometric mean instead of the arithmetic one.
+
+    Returns:
+        float32 (H, W) in [0, 1], NaN where no prediction is valid.
+
+    Raises:
+        KeyMismatchError: The predictions differ in size.
+    """
+    total: NDArray[np.float64] | None = None
+    weight_sum: NDArray[np.float64] | None = None
+    for reader, weight in zip(readers, weights, strict=True):
+        probability = reader.read(pair_id).astype(np.float64)
+        if total is None or weight_sum is None:
+            total, weight_sum = np.zeros_like(probability), np.zeros_like(probability)
+        if probability.shape != total.shape:
+            raise KeyMismatchError(
+                f"{pair_id} is {probability.shape} in {reader.path} and {total.shape} in {readers[0].path}",
+                "predictions of one ensemble come from the same composites",
+            )
+        is_valid = ~np.isnan(probability)
+        if weight == 0:
+            continue
+        with np.errstate(divide="ignore"):  # log 0 is -inf, and e to that is the 0 that is meant
+            total += weight * np.where(is_valid, np.log(probability) if geometric else probability, 0)
+        weight_sum += weight * is_valid
+    assert total is not None
+    assert weight_sum is not None
+    with np.errstate(invalid="ignore"):
+        mean = total / weight_sum
+    return np.clip(np.exp(mean) if geometric else mean, 0, 1).astype(np.float32)
+
+
+def check_same_pairs(readers: Sequence[PredictionReader]) -> None:
+    """Require several predictions to hold the same pairs, in any order.
+
+    Raises:
+        KeyMismatchError: They do not; the message lists the ids.
+    """
+    for reader in readers[1:]:
+        artifacts.check_keys(
+            reader.header.pair_ids, readers[0].header.pair_ids, what=f"{reader.path} against {readers[0].path}"
+        )
+
+
+def parse_weights(text: str | None, count: int) -> list[float]:
+    """Read the weights of an ensemble; equal ones where none are given.
+
+    Raises:
+        ConfigError: They are not as many as predictions, negative, or all 0.
+    """
+    try:
+        weights = [float(part) for part in text.split(",")] if text else [1.0] * count
+    except ValueError:
+        raise ConfigError(f"--weights {text} holds something other than numbers", "--weights 2,1") from None
+    if len(weights) != count or min(weights) < 0 or not 0 < sum(weights) < float("inf"):
+        raise ConfigError(f"{len(weights)} weights ({text}) for {count} predictions", "one number, 0 or more, for each")
+    return weights
+
+
+def write_ensemble(
+    paths: Sequence[Path],
+    weights: Sequence[float],
+    target: Target,
+    *,
+    geometric: bool = False,
+    ids: Path | None = None,
+    on_done: Callable[[int, int], None] = lambda _, __: None,
+) -> PredictionHeader:
+    """Average predictions pair by pair, holding one pair at a time.
+
+    The threshold of the result is the weighted mean of the thresholds that are known.
+
+    Args:
+        paths: The predictions.
+        weights: Weight of each.
+        target: Where the result goes.
+        geometric: Take the geometric mean instead of the arithmetic one.
+        ids: Sample submission that names the pairs of bare lists.
+        on_done: Called with the numbers of pairs done and of all.
+
+    Raises:
+        KeyMismatchError: The predictions differ in pairs or in size.
+    """
+    with ExitStack() as stack:
+        readers = [stack.enter_context(open_prediction(path, ids)) for path in paths]
+        check_same_pairs(readers)
+        known = [
+            (weight, reader.header.threshold)
+            for weight, reader in zip(weights, readers, strict=True)
+            if reader.header.threshold is not None and weight > 0
+        ]
+        total = sum(weight for weight, _ in known)
+        header = PredictionHeader(
+            readers[0].header.pair_ids,
+            target.folder.name,
+            sum(weight * threshold for weight, threshold in known) / total if known else None,
+            next((reader.header.grids for reader in readers if reader.header.grids), {}),
+        )
+        config = {"predictions": list(map(str, paths)), "weights": list(weights), "geometric": geometric}
+        files = [path for path in paths if path.is_file()]
+        manifest = Manifest("prediction", config=config, inputs=artifacts.describe_inputs(files, target.folder.parent))
+        with write_prediction(target, header, manifest) as writer:
+            for done, pair_id in enumerate(header.pair_ids, start=1):
+                probability = average_pair(readers, weights, pair_id, geometric=geometric)
+                with writer.add(pair_id, header.grid(pair_id, probability.shape)) as output:
+                    output.write_rows(0, probability[None])
+                on_done(done, len(header.pair_ids))
+    return header
+
+
+def choose_threshold(given: float | None, header: PredictionHeader) -> tuple[float, str]:
+    """Choose the threshold of a prediction and say where it comes from."""
+    if given is not None:
+        return given, "as given"
+    if header.threshold is not None:
+        return header.threshold, "from the prediction"
+    return ORIGINAL_THRESHOLD, "the original solution's, as the file names none"

@@ -1,0 +1,634 @@
+"""The only importer of rasterio: grids, windowed reads, GeoTIFF writing."""
+
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import numpy as np
+import rasterio
+from numpy.typing import NDArray
+from rasterio.enums import ColorInterp, MaskFlags
+from rasterio.errors import RasterioError
+from rasterio.transform import Affine
+from rasterio.vrt import WarpedVRT
+from rasterio.warp import transform_bounds
+from rasterio.windows import Window as RasterioWindow
+from scipy import ndimage
+
+from satdiff_cli.errors import RasterError
+from satdiff_cli.probability import (
+    PROBABILITY_NODATA,
+    PROBABILITY_SCALE,
+    decode_probability,
+    encode_probability,
+)
+from satdiff_cli.radiometry import SceneStatistics, StatisticsAccumulator
+from satdiff_cli.windows import Window
+
+Resampling = Literal["nearest", "bilinear", "cubic", "lanczos"]
+
+STRIP_ROWS = 512
+BLOCK_PX = 256
+STATISTICS_TAG = "SATDIFF_STATISTICS"
+# How far a resampling kernel reaches beyond the pixel it computes [source px].
+_KERNEL_RADIUS = {"nearest": 0, "bilinear": 1, "cubic": 2, "lanczos": 3}
+# Two grids are the same if their corners differ by less than this [px]; text formats round transforms.
+_GRID_TOLERANCE_PX = 1e-3
+_GTIFF_OPTIONS: dict[str, Any] = {
+    "driver": "GTiff",
+    "tiled": True,
+    "blockxsize": BLOCK_PX,
+    "blockysize": BLOCK_PX,
+    "compress": "deflate",
+    "bigtiff": "if_safer",
+}
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Describe the pixel grid of a raster.
+
+    Attributes:
+        height: Rows [px].
+        width: Columns [px].
+        crs: Coordinate reference system as WKT; empty for a raster without georeferencing.
+        transform: Affine coefficients a, b, c, d, e, f from (col, row) to CRS coordinates.
+    """
+
+    height: int
+    width: int
+    crs: str = ""
+    transform: tuple[float, ...] = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Height and width [px]."""
+        return self.height, self.width
+
+    @property
+    def is_georeferenced(self) -> bool:
+        """Whether the grid lies somewhere on Earth."""
+        return bool(self.crs)
+
+    @property
+    def affine(self) -> Affine:
+        """The transform as rasterio wants it."""
+        return Affine(*self.transform)
+
+    def is_same(self, other: Self) -> bool:
+        """Whether both grids have the same pixels, to within a thousandth of one."""
+        if self.shape != other.shape or self.is_georeferenced != other.is_georeferenced:
+            return False
+        if not self.is_georeferenced:
+            return True
+        if rasterio.crs.CRS.from_wkt(self.crs) != rasterio.crs.CRS.from_wkt(other.crs):
+            return False
+        corners = [(0, 0), (self.width, 0), (0, self.height), (self.width, self.height)]
+        to_pixels = ~self.affine
+        return all(math.dist(to_pixels * (other.affine * corner), corner) < _GRID_TOLERANCE_PX for corner in corners)
+
+    def crop(self, window: Window) -> "Grid":
+        """Return the grid of a window of this one."""
+        moved = self.affine * Affine.translation(window.col, window.row)
+        return Grid(window.height, window.width, self.crs, tuple(moved)[:6])
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain values, as kept in the header of a prediction."""
+        return {"height": self.height, "width": self.width, "crs": self.crs, "transform": list(self.transform)}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Undo ``as_dict``."""
+        return cls(
+            int(values["height"]), int(values["width"]), str(values["crs"]), tuple(map(float, values["transform"]))
+        )
+
+
+def grid_of(dataset: Any) -> Grid:
+    """Describe the grid of an open dataset."""
+    crs = dataset.crs.to_wkt() if dataset.crs else ""
+    return Grid(dataset.height, dataset.width, crs, tuple(dataset.transform)[:6])
+
+
+def grid_profile(grid: Grid, count: int, dtype: str) -> dict[str, Any]:
+    """Return the options to write a tiled, compressed GeoTIFF on a grid."""
+    return _GTIFF_OPTIONS | {
+        "height": grid.height,
+        "width": grid.width,
+        "count": count,
+        "dtype": dtype,
+        "crs": grid.crs or None,
+        "transform": grid.affine if grid.is_georeferenced else None,
+    }
+
+
+@contextmanager
+def open_raster(path: Path) -> Iterator[Any]:
+    """Open a raster for reading; errors of GDAL in the block, too, say which file they are about.
+
+    Raises:
+        RasterError: The file is missing, is no raster, or breaks off.
+    """
+    if not path.exists() and not str(path).startswith(("/vsi", "s3:", "gs:", "http")):
+        raise RasterError(f"{path} does not exist", "check the path, or the table that names it")
+    try:
+        with rasterio.open(path) as dataset:
+            yield dataset
+    except RasterioError as error:
+        reason = str(error.__cause__ or error).replace(str(path), path.name)
+        raise RasterError(
+            f"{path} cannot be read as a raster: {reason}", "replace the file; gdalinfo -checksum shows where it breaks"
+        ) from error
+
+
+def read_grid(path: Path) -> Grid:
+    """Read the grid of a raster file."""
+    with open_raster(path) as dataset:
+        return grid_of(dataset)
+
+
+def read_footprint(path: Path) -> tuple[str, float, float, float, float] | None:
+    """Read CRS (WKT) and left, bottom, right, top of a raster; None where it is not georeferenced."""
+    with open_raster(path) as dataset:
+        if not dataset.crs:
+            return None
+        return (dataset.crs.to_wkt(), *dataset.bounds)
+
+
+def geographic_bounds(grid: Grid) -> tuple[float, float, float, float]:
+    """Return west, south, east, north of a georeferenced grid [°]."""
+    bounds = rasterio.transform.array_bounds(grid.height, grid.width, grid.affine)
+    return transform_bounds(grid.crs, "EPSG:4326", *bounds)
+
+
+def to_rasterio(window: Window) -> RasterioWindow:
+    """Convert a window to rasterio's column-first kind."""
+    return RasterioWindow(window.col, window.row, window.width, window.height)
+
+
+def iterate_strips(height: int, width: int, rows: int = STRIP_ROWS) -> Iterator[Window]:
+    """Cut a grid into full-width strips from top to bottom."""
+    for row in range(0, height, rows):
+        yield Window(row, 0, min(rows, height - row), width)
+
+
+def is_masked(dataset: Any) -> bool:
+    """Whether the file itself says which pixels are valid, by a nodata value, a mask or an alpha band."""
+    return any(MaskFlags.all_valid not in flags for flags in dataset.mask_flag_enums)
+
+
+def image_bands(dataset: Any) -> list[int]:
+    """Return the 1-based numbers of the bands that hold an image, i.e. all but alpha."""
+    return [
+        number
+        for number, meaning in zip(dataset.indexes, dataset.colorinterp, strict=True)
+        if meaning != ColorInterp.alpha
+    ]
+
+
+def read_valid_mask(dataset: Any, bands: Sequence[int]) -> NDArray[np.bool_]:
+    """Find the pixels that the given bands observed.
+
+    The file's own nodata value, mask or alpha band decides. Without one, pixels that are 0 in every band and connected
+    to the scene's border are not valid. Pixels with NaN or infinity in a band never are.
+
+    Returns:
+        bool (H, W).
+    """
+    valid = np.ones(dataset.shape, dtype=bool)
+    has_own_mask = is_masked(dataset)
+    zero = np.zeros((0, 0) if has_own_mask else dataset.shape, dtype=bool)
+    for strip in iterate_strips(*dataset.shape):
+        pixels = dataset.read(list(bands), window=to_rasterio(strip))
+        if np.issubdtype(pixels.dtype, np.floating):
+            valid[strip.slices] = np.isfinite(pixels).all(axis=0)
+        if has_own_mask:
+            valid[strip.slices] &= dataset.dataset_mask(window=to_rasterio(strip)) > 0
+        else:
+            zero[strip.slices] = (pixels == 0).all(axis=0)
+    return valid if has_own_mask else valid & ~touching_border(zero)
+
+
+def touching_border(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Keep the 4-connected regions of a bool mask (H, W) that touch its border."""
+    edges = np.concatenate([mask[0], mask[-1], mask[:, 0], mask[:, -1]])
+    if not edges.any():
+        return np.zeros_like(mask)
+    regions, _ = ndimage.label(mask)
+    edge_regions = np.unique(np.concatenate([regions[0], regions[-1], regions[:, 0], regions[:, -1]]))
+    return np.isin(regions, edge_regions[edge_regions > 0])
+
+
+@dataclass(frozen=True)
+class CompositeSummary:
+    """Report how a composite came about.
+
+    Attributes:
+        grid: Grid of the composite.
+        before_grid: Grid of the whole before scene.
+        window: Where the composite lies in the before scene.
+        bands: Names of the bands of a date.
+        valid_fraction: Share of pixels that were observed on both dates.
+        resampled: Name of the resampling, or empty where the after pixels passed through unchanged.
+    """
+
+    grid: Grid
+    before_grid: Grid
+    window: Window
+    bands: tuple[str, ...]
+    valid_fraction: float
+    resampled: str
+
+
+@dataclass(frozen=True)
+class DateSource:
+    """One date's open dataset, which of its bands hold the date, and its valid pixels (H, W)."""
+
+    dataset: Any
+    indexes: list[int]
+    valid: NDArray[np.bool_]
+
+    def read(self, window: Window) -> NDArray[Any]:
+        """Read the date's bands in a window."""
+        return self.dataset.read(self.indexes, window=to_rasterio(window))
+
+
+def split_composite(dataset: Any, path: Path) -> tuple[DateSource, DateSource]:
+    """Take a ready-made composite apart into its dates, the first half of the bands before.
+
+    Raises:
+        RasterError: The number of bands is odd.
+    """
+    bands = image_bands(dataset)
+    if len(bands) % 2:
+        raise RasterError(f"{path} has {len(bands)} bands, expected as many before as after", "see satdiff pair --help")
+    half = len(bands) // 2
+    before, after = bands[:half], bands[half:]
+    return (
+        DateSource(dataset, before, read_valid_mask(dataset, before)),
+        DateSource(dataset, after, read_valid_mask(dataset, after)),
+    )
+
+
+def align_after(
+    stack: ExitStack, before: Any, after: Any, *, resampling: Resampling, what: str
+) -> tuple[DateSource, Window, str]:
+    """Bring the after scene onto the before scene's grid.
+
+    Args:
+        stack: Closes what is opened here.
+        before: Open before scene.
+        after: Open after scene.
+        resampling: Kernel to warp with where pixels do not coincide.
+        what: Names of both files for messages.
+
+    Returns:
+        The after date on the before grid, the window of the before grid that both cover, and the resampling used.
+
+    Raises:
+        RasterError: The scenes do not overlap, or have no georeferencing and differ in size.
+    """
+    before_grid, after_grid = grid_of(before), grid_of(after)
+    bands = image_bands(after)
+    valid = read_valid_mask(after, bands)
+    both_georeferenced = before_grid.is_georeferenced and after_grid.is_georeferenced
+    whole = Window(0, 0, *before_grid.shape)
+    if before_grid.is_same(after_grid) or (not both_georeferenced and before_grid.shape == after_grid.shape):
+        return DateSource(after, bands, valid), whole, ""
+    if not both_georeferenced:
+        raise RasterError(
+            f"{what}: {before.height} × {before.width} px and {after.height} × {after.width} px, "
+            "and not both are georeferenced",
+            "scenes without georeferencing must have the same size",
+        )
+    window = intersect_grids(before_grid, after_grid, what=what)
+    kernel: Resampling = "nearest" if is_whole_pixel_shift(before_grid, after_grid) else resampling
+    if not valid.all() and kernel != "nearest":
+        step = max(1.0, *pixel_size_ratio(before_grid, after_grid))
+        valid = ndimage.binary_erosion(valid, iterations=math.ceil(_KERNEL_RADIUS[kernel] * step), border_value=1)
+    target = {"crs": before.crs, "transform": before.transform, "height": before.height, "width": before.width}
+    warped = stack.enter_context(
+        WarpedVRT(after, resampling=rasterio.enums.Resampling[kernel], warp_mem_limit=256, **target)
+    )
+    warped_valid = warp_mask(valid, after_grid, target)
+    return DateSource(warped, bands, warped_valid), window, "" if kernel == "nearest" and resampling else kernel
+
+
+def warp_mask(valid: NDArray[np.bool_], grid: Grid, target: Mapping[str, Any]) -> NDArray[np.bool_]:
+    """Warp a valid mask to another grid with the nearest pixel; outside it nothing is valid."""
+    result = np.zeros((target["height"], target["width"]), dtype=np.uint8)
+    rasterio.warp.reproject(
+        valid.astype(np.uint8),
+        result,
+        src_transform=grid.affine,
+        src_crs=grid.crs,
+        dst_transform=target["transform"],
+        dst_crs=target["crs"],
+        resampling=rasterio.enums.Resampling.nearest,
+    )
+    return result > 0
+
+
+def pixel_size_ratio(before: Grid, after: Grid) -> tuple[float, float]:
+    """Return how many after pixels a before pixel spans along each axis, taken at the before grid's centre."""
+    centre_x, centre_y = before.affine * (before.width / 2, before.height / 2)
+    right_x, down_y = before.affine * (before.width / 2 + 1, before.height / 2 + 1)
+    xs, ys = rasterio.warp.transform(before.crs, after.crs, [centre_x, right_x], [centre_y, down_y])
+    (col0, row0), (col1, row1) = (~after.affine * point for point in zip(xs, ys, strict=True))
+    return abs(row1 - row0), abs(col1 - col0)
+
+
+def is_whole_pixel_shift(before: Grid, after: Grid) -> bool:
+    """Whether the pixels of two grids coincide, the grids being only cut differently from one larger grid."""
+    if rasterio.crs.CRS.from_wkt(before.crs) != rasterio.crs.CRS.from_wkt(after.crs):
+        return False
+    to_pixels = ~before.affine * after.affine
+    corners = [(0, 0), (after.width, after.height)]
+    moved = [to_pixels * corner for corner in corners]
+    spans_same = math.dist(moved[1], (moved[0][0] + after.width, moved[0][1] + after.height)) < _GRID_TOLERANCE_PX
+    return spans_same and all(abs(value - round(value)) < _GRID_TOLERANCE_PX for value in moved[0])
+
+
+def intersect_grids(before: Grid, after: Grid, *, what: str) -> Window:
+    """Find the window of the before grid that the after scene's footprint covers.
+
+    Raises:
+        RasterError: The scenes do not overlap.
+    """
+    left, bottom, right, top = rasterio.transform.array_bounds(after.height, after.width, after.affine)
+    left, bottom, right, top = transform_bounds(after.crs, before.crs, left, bottom, right, top)
+    corners = [~before.affine * corner for corner in ((left, top), (right, top), (left, bottom), (right, bottom))]
+    cols, rows = [corner[0] for corner in corners], [corner[1] for corner in corners]
+    # Footprints that end on a pixel border can miss it by rounding: not worth another row.
+    first_row, last_row = (max(0, math.floor(min(rows) + 1e-3)), min(before.height, math.ceil(max(rows) - 1e-3)))
+    first_col, last_col = (max(0, math.floor(min(cols) + 1e-3)), min(before.width, math.ceil(max(cols) - 1e-3)))
+    if first_row >= last_row or first_col >= last_col:
+        raise RasterError(f"{what} do not overlap", "check the coordinate systems of the two files, or the table")
+    return Window(first_row, first_col, last_row - first_row, last_col - first_col)
+
+
+def write_composite(
+    before_path: Path,
+    after_path: Path,
+    out: Path,
+    *,
+    bands: Sequence[str] | None,
+    resampling: Resampling = "bilinear",
+) -> CompositeSummary:
+    """Stack two scenes on the before scene's grid, over the area that both cover.
+
+    If both paths are the same file it is a ready-made composite. Pixels of grids that coincide pass through
+    unchanged. The result has the source's dtype, band descriptions ``before_<band>`` … ``after_<band>``, an internal
+    mask of the pixels valid on both dates, and the statistics of those pixels.
+
+    Raises:
+        RasterError: A file cannot be read, the dates differ in band count, or have no valid pixel in common.
+    """
+    from satdiff_cli.radiometry import name_bands
+
+    what = f"{before_path.name} and {after_path.name}"
+    with ExitStack() as stack:
+        dataset = stack.enter_context(open_raster(before_path))
+        if before_path == after_path:
+            before, after = split_composite(dataset, before_path)
+            window, resampled = Window(0, 0, *dataset.shape), ""
+        else:
+            other = stack.enter_context(open_raster(after_path))
+            numbers = image_bands(dataset)
+            if len(numbers) != len(image_bands(other)):
+                raise RasterError(
+                    f"{before_path} has {len(numbers)} bands and {after_path} has {len(image_bands(other))}",
+                    "both dates need the same bands; gdal_translate -b picks them",
+                )
+            before = DateSource(dataset, numbers, read_valid_mask(dataset, numbers))
+            after, window, resampled = align_after(stack, dataset, other, resampling=resampling, what=what)
+        described = [dataset.descriptions[index - 1] for index in before.indexes]
+        names = name_bands(len(before.indexes), bands, described)
+        valid = (before.valid & after.valid)[window.slices]
+        if not valid.any():
+            raise RasterError(
+                f"{what} have no valid pixel in common", "check nodata values and NaN: gdalinfo -stats FILE"
+            )
+        grid = grid_of(dataset).crop(window)
+        write_stack(out, (before, after), window, valid=valid, grid=grid, names=names)
+        return CompositeSummary(grid, grid_of(dataset), window, names, float(valid.mean()), resampled)
+
+
+def write_stack(
+    out: Path,
+    dates: Sequence[DateSource],
+    window: Window,
+    *,
+    valid: NDArray[np.bool_],
+    grid: Grid,
+    names: Sequence[str],
+) -> None:
+    """Write the dates' bands in a window of their common grid as one GeoTIFF, strip by strip."""
+    dtype = np.result_type(*(np.dtype(date.dataset.dtypes[date.indexes[0] - 1]) for date in dates))
+    band_count = sum(len(date.indexes) for date in dates)
+    statistics = StatisticsAccumulator(band_count)
+    profile = grid_profile(grid, band_count, dtype.name) | {
+        "predictor": 3 if dtype.kind == "f" else 2,
+        "interleave": "pixel",
+    }
+    with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True), rasterio.open(out, "w", **profile) as target:
+        for strip in iterate_strips(grid.height, grid.width, BLOCK_PX):
+            source = Window(strip.row + window.row, window.col, strip.height, strip.width)
+            pixels = np.concatenate([date.read(source) for date in dates]).astype(dtype, copy=False)
+            target.write(pixels, window=to_rasterio(strip))
+            target.write_mask(valid[strip.slices], window=to_rasterio(strip))
+            statistics.add(pixels[:, valid[strip.slices]])
+        described = [f"{date}_{name}" for date in ("before", "after")[: len(dates)] for name in names]
+        target.descriptions = described
+        write_statistics(target, statistics.result(), valid_percent=100 * float(valid.mean()))
+
+
+def write_statistics(target: Any, statistics: SceneStatistics, *, valid_percent: float) -> None:
+    """Keep statistics in a GeoTIFF: the full moments for satdiff, mean and deviation as GDAL's own tags."""
+    target.update_tags(**{STATISTICS_TAG: json.dumps(statistics.as_dict())})
+    for index in range(1, target.count + 1):
+        target.update_tags(
+            index,
+            STATISTICS_MEAN=f"{statistics.mean[index - 1]:.6g}",
+            STATISTICS_STDDEV=f"{statistics.covariance[index - 1][index - 1] ** 0.5:.6g}",
+            STATISTICS_VALID_PERCENT=f"{valid_percent:.4g}",
+        )
+
+
+class Composite:
+    """Read windows of a composite.
+
+    Args:
+        path: The composite's file.
+
+    Attributes:
+        grid: Its grid.
+        bands: Names of the bands of a date.
+        dates: Number of dates T.
+        statistics: Moments of its bands.
+
+    Raises:
+        RasterError: The file is missing or was not written by ``satdiff pair``.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._stack = ExitStack()
+        self._dataset = self._stack.enter_context(open_raster(path))
+        self.grid = grid_of(self._dataset)
+        described = [description or "" for description in self._dataset.descriptions]
+        tag = self._dataset.tags().get(STATISTICS_TAG)
+        if tag is None or not all(name.startswith(("before_", "after_")) for name in described):
+            self._stack.close()
+            raise RasterError(
+                f"{path} is no composite of satdiff", "make composites with: satdiff pair DATA --overwrite"
+            )
+        self.statistics = SceneStatistics.from_dict(json.loads(tag))
+        self.bands = tuple(name.removeprefix("before_") for name in described if name.startswith("before_"))
+        self.dates = len(described) // len(self.bands)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def read(self, window: Window) -> NDArray[Any]:
+        """Read pixels (T * bands, h, w) in the source's dtype."""
+        with self._naming_file():
+            return self._dataset.read(window=to_rasterio(window))
+
+    def read_valid(self, window: Window) -> NDArray[np.bool_]:
+        """Read which pixels are valid on every date, (h, w)."""
+        with self._naming_file():
+            return self._dataset.dataset_mask(window=to_rasterio(window)) > 0
+
+    def read_preview(self, longest_px: int) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+        """Read the whole composite no larger than ``longest_px`` on its longer side: pixels and valid."""
+        scale = min(1.0, longest_px / max(self.grid.shape))
+        shape = tuple(max(1, round(side * scale)) for side in self.grid.shape)
+        with self._naming_file():
+            pixels = self._dataset.read(out_shape=(self._dataset.count, *shape))
+            return pixels, self._dataset.dataset_mask(out_shape=shape) > 0
+
+    @contextmanager
+    def _naming_file(self) -> Iterator[None]:
+        try:
+            yield
+        except RasterioError as error:
+            hint = "make it again with: satdiff pair DATA --overwrite"
+            raise RasterError(f"{self.path} breaks off: {error.__cause__ or error}", hint) from error
+
+
+def read_band(path: Path, window: Window | None = None) -> NDArray[Any]:
+    """Read the first band of a raster, or a window of it, (H, W) in its dtype."""
+    with open_raster(path) as dataset:
+        return dataset.read(1, window=to_rasterio(window) if window else None)
+
+
+def read_date_tag(path: Path) -> str:
+    """Read the acquisition date from a raster's DATE or TIFFTAG_DATETIME tag, as written there; empty without one."""
+    with open_raster(path) as dataset:
+        tags = dataset.tags()
+    return str(tags.get("DATE") or tags.get("TIFFTAG_DATETIME") or "")
+
+
+def write_band(
+    path: Path,
+    values: NDArray[Any],
+    grid: Grid,
+    *,
+    nodata: float | None = None,
+    description: str = "",
+    colormap: Mapping[int, tuple[int, int, int, int]] | None = None,
+) -> None:
+    """Write one band (H, W) as a tiled GeoTIFF on a grid."""
+    profile = grid_profile(grid, 1, values.dtype.name) | {"nodata": nodata}
+    with rasterio.open(path, "w", **profile) as target:
+        target.write(values, 1)
+        target.set_band_description(1, description)
+        if colormap:
+            target.write_colormap(1, dict(colormap))
+
+
+class ProbabilityWriter:
+    """Write a probability raster from top to bottom: uint16 with scale 1/65534 and nodata 65535.
+
+    Args:
+        path: The GeoTIFF to write.
+        grid: Its grid.
+        classes: Number of bands.
+        tags: Facts to keep in the file.
+    """
+
+    def __init__(self, path: Path, grid: Grid, *, classes: int = 1, tags: Mapping[str, str] | None = None) -> None:
+        profile = grid_profile(grid, classes, "uint16") | {"nodata": PROBABILITY_NODATA, "predictor": 2}
+        self._dataset = rasterio.open(path, "w", **profile)
+        self._dataset.scales = (PROBABILITY_SCALE,) * classes
+        self._dataset.update_tags(**(tags or {}))
+        for band in range(1, classes + 1):
+            self._dataset.set_band_description(band, "probability of change" if classes == 1 else f"class {band - 1}")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._dataset.close()
+
+    def write_rows(self, first_row: int, probability: NDArray[np.float32]) -> None:
+        """Write rows (classes, rows, W) of probability in [0, 1]; NaN becomes nodata."""
+        window = RasterioWindow(0, first_row, self._dataset.width, probability.shape[1])
+        self._dataset.write(encode_probability(probability), window=window)
+
+
+def read_probability(path: Path) -> NDArray[np.float32]:
+    """Read a probability raster of one class, float32 (H, W) in [0, 1] with NaN where not valid.
+
+    Raises:
+        RasterError: The file is no probability raster of satdiff.
+    """
+    with open_raster(path) as dataset:
+        if dataset.dtypes[0] != "uint16" or dataset.nodata != PROBABILITY_NODATA:
+            raise RasterError(
+                f"{path} is {dataset.dtypes[0]} with nodata {dataset.nodata}, "
+                f"expected a probability as uint16 with nodata {PROBABILITY_NODATA}",
+                "make one with: satdiff predict",
+            )
+        return decode_probability(dataset.read(1))
+
+
+def wkt_of_epsg(code: int) -> str:
+    """Return the coordinate reference system of an EPSG code as WKT."""
+    return str(rasterio.crs.CRS.from_epsg(code).to_wkt())
+
+
+def write_scene(path: Path, pixels: NDArray[Any], grid: Grid) -> None:
+    """Write bands (C, H, W) as a tiled GeoTIFF on a grid."""
+    with rasterio.open(path, "w", **grid_profile(grid, len(pixels), pixels.dtype.name)) as target:
+        target.write(pixels)
+
+
+def describe_raster(path: Path) -> dict[str, Any]:
+    """Describe a raster file in words, for ``satdiff info``."""
+    with open_raster(path) as dataset:
+        tags, grid = dataset.tags(), grid_of(dataset)
+        kind = "scene"
+        if STATISTICS_TAG in tags:
+            kind = "composite"
+        elif dataset.nodata == PROBABILITY_NODATA and dataset.dtypes[0] == "uint16":
+            kind = "probability"
+        return {
+            "what": f"{kind} ({path})",
+            "kind": kind,
+            "size": f"{grid.height} × {grid.width} px, {dataset.count} bands, {dataset.dtypes[0]}",
+            "bands": ", ".join(description or "?" for description in dataset.descriptions),
+            "georeference": f"{dataset.crs}, pixel {grid.transform[0]:g} × {-grid.transform[4]:g}"
+            if grid.is_georeferenced
+            else "none",
+            "nodata": str(dataset.nodata),
+            "tags": [f"{name} = {value}" for name, value in tags.items() if name != STATISTICS_TAG],
+        }
