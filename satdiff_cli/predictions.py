@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -100,6 +100,11 @@ class Target:
     folder: Path
     with_pickle: bool = True
     overwrite: bool = False
+
+    @classmethod
+    def at(cls, path: Path, *, with_pickle: bool = True, overwrite: bool = False) -> Self:
+        """Make the target of a folder's or a pickle's path."""
+        return cls(path.with_suffix("") if path.suffix == ".pkl" else path, with_pickle, overwrite)
 
     @property
     def pickle(self) -> Path:
@@ -403,18 +408,20 @@ def write_ensemble(
     target: Target,
     *,
     geometric: bool = False,
+    threshold: float | None = None,
     ids: Path | None = None,
     on_done: Callable[[int, int], None] = lambda _, __: None,
 ) -> PredictionHeader:
     """Average predictions pair by pair, holding one pair at a time.
 
-    The threshold of the result is the weighted mean of the thresholds that are known.
+    Where no threshold is given, that of the result is the weighted mean of the known ones.
 
     Args:
         paths: The predictions.
         weights: Weight of each.
         target: Where the result goes.
         geometric: Take the geometric mean instead of the arithmetic one.
+        threshold: Threshold of the result.
         ids: Sample submission that names the pairs of bare lists.
         on_done: Called with the numbers of pairs done and of all.
 
@@ -430,10 +437,11 @@ def write_ensemble(
             if reader.header.threshold is not None and weight > 0
         ]
         total = sum(weight for weight, _ in known)
+        mean_threshold = sum(weight * value for weight, value in known) / total if known else None
         header = PredictionHeader(
             readers[0].header.pair_ids,
             target.folder.name,
-            sum(weight * threshold for weight, threshold in known) / total if known else None,
+            mean_threshold if threshold is None else threshold,
             next((reader.header.grids for reader in readers if reader.header.grids), {}),
         )
         config = {"predictions": list(map(str, paths)), "weights": list(weights), "geometric": geometric}

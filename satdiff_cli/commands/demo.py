@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from satdiff_cli.artifacts import read_json
 from satdiff_cli.commands import _options as options
 from satdiff_cli.commands.ensemble import ensemble
+from satdiff_cli.commands.evaluate import evaluate
 from satdiff_cli.commands.export import export
 from satdiff_cli.commands.pair import pair
 from satdiff_cli.commands.predict import predict
@@ -162,14 +164,30 @@ def run_steps(folders: DemoFolders, *, epochs: int, steps: int, seed: int, devic
         )
         step(f"predict {arch} --tta flips --data {data} --models {models}")
         predict([arch], tta="flips", data=data, models=models, device=device)
+        # Only the validation fold's pairs have a run that did not see them: the other folds are not trained here.
+        step(f"predict {arch} --out-of-fold --allow-missing --tta flips --data {data} --models {models}")
+        predict([arch], out_of_fold=True, allow_missing=True, tta="flips", data=data, models=models, device=device)
     write_difference(folders)
-    inputs = [folders.prediction(arch) for arch in MODELS]
-    step(f"ensemble {' '.join(map(str, inputs))}")
-    ensemble(inputs)
+    combine(folders)
     step(f"submit {folders.prediction('ensemble')} --data {data}")
     submit(folders.prediction("ensemble"), data=data)
     step(f"export {folders.prediction('ensemble')} --as png --data {data}")
     export(folders.prediction("ensemble"), kind="png", data=data)
+
+
+def combine(folders: DemoFolders) -> None:
+    """Average the networks; the threshold of the average is the best one on the validation fold."""
+    held_out = [folders.prediction(f"oof_{arch}") for arch in MODELS]
+    held_out_mean = folders.prediction("oof_ensemble")
+    step(f"ensemble {' '.join(map(str, held_out))} --out {held_out_mean}")
+    ensemble(held_out, out=held_out_mean)
+    step(f"evaluate {held_out_mean} --best-threshold --data {folders.data}")
+    evaluate(held_out_mean, best_threshold=True, data=folders.data)
+    scores = read_json(held_out_mean.with_name("oof_ensemble_scores.json"))
+    threshold = scores["best_on_these_labels"]["threshold"]
+    inputs = [folders.prediction(arch) for arch in MODELS]
+    step(f"ensemble {' '.join(map(str, inputs))} --threshold {threshold}")
+    ensemble(inputs, threshold=threshold)
 
 
 def step(command: str) -> None:

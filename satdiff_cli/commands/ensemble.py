@@ -16,6 +16,12 @@ def ensemble(
         str | None, typer.Option("--weights", help="Weight of each prediction, with commas.", show_default="equal")
     ] = None,
     mean: Annotated[Mean, typer.Option("--mean", help="How probabilities are averaged.")] = "arithmetic",
+    threshold: Annotated[
+        float | None,
+        typer.Option(
+            "--threshold", min=0, max=1, help="Threshold of the result.", show_default="weighted mean of the inputs'"
+        ),
+    ] = None,
     ids: Annotated[
         Path | None,
         typer.Option("--ids", help="Sample submission that names the pairs of bare lists, in its order."),
@@ -38,18 +44,19 @@ def ensemble(
     from satdiff_cli import predictions as core
 
     factors = core.parse_weights(weights, len(predictions))
-    folder = (out or predictions[0].parent / "ensemble.pkl").with_suffix("")
+    target = core.Target.at(out or predictions[0].parent / "ensemble", overwrite=overwrite)
     with options.progress_bar("averaging", None) as bar:
         header = core.write_ensemble(
             predictions,
             factors,
-            core.Target(folder, overwrite=overwrite),
+            target,
             geometric=mean == "geometric",
+            threshold=threshold,
             ids=ids,
             on_done=lambda done, total: bar.update(0, completed=done, total=total),  # type: ignore[arg-type]
         )
     cut = "no threshold known" if header.threshold is None else f"threshold {header.threshold:.3f}"
     options.say(f"done   {mean} mean of {len(predictions)} predictions, {len(header.pair_ids)} pairs, {cut}")
-    path = folder.with_name(f"{folder.name}.pkl")
+    path = target.pickle
     summary = {"prediction": path, "pairs": len(header.pair_ids), "threshold": header.threshold}
     options.finish(summary, path=path, next_command=f"satdiff submit {path}", as_json=as_json)

@@ -61,8 +61,10 @@ def predict(
         plan = inference.plan_out_of_fold(pairs, checkpoint.list_family(found, models), allow_missing=allow_missing)
     else:
         plan = inference.plan_prediction(pairs, found, scenes)
-    folder = out or data / artifacts.PREDICTIONS_DIR / plan.name
-    artifacts.check_output(folder, overwrite=overwrite or dry_run)
+    target = predictions.Target.at(
+        out or data / artifacts.PREDICTIONS_DIR / plan.name, with_pickle=with_pickle, overwrite=overwrite
+    )
+    artifacts.check_output(target.folder, overwrite=overwrite or dry_run)
     total = inference.count_windows(plan, config)
     options.say(
         f"predict {len(plan.runs)} pairs with {', '.join(sorted({run.name for run in plan.runs.values()}))}: "
@@ -76,12 +78,12 @@ def predict(
         header = inference.run_plan(
             plan,
             config,
-            predictions.Target(folder, with_pickle, overwrite),
+            target,
             device=checkpoint.pick_device(device),
             on_window=lambda count: bar.advance(0, count),  # type: ignore[arg-type]
         )
-    summary = {"run": header.run, "pairs": len(header.pair_ids), "threshold": header.threshold, "folder": folder}
+    summary = {"run": header.run, "pairs": len(header.pair_ids), "threshold": header.threshold, "folder": target.folder}
     options.say(f"done   {len(header.pair_ids)} pairs, threshold {header.threshold:.3f} from the model card")
-    result = folder.with_name(f"{folder.name}.pkl") if with_pickle else folder
+    result = target.pickle if with_pickle else target.folder
     next_command = f"satdiff {'evaluate' if out_of_fold or scenes == 'labelled' else 'submit'} {result}"
     options.finish(summary, path=result, next_command=f"{next_command}{options.data_flag(data)}", as_json=as_json)
