@@ -387,14 +387,14 @@ def check_same_pairs(readers: Sequence[PredictionReader]) -> None:
         )
 
 
-def parse_weights(text: str | None, count: int) -> list[float]:
+def parse_weights(text: str | None, count: int) -> tuple[float, ...]:
     """Read the weights of an ensemble; equal ones where none are given.
 
     Raises:
         ConfigError: They are not as many as predictions, negative, or all 0.
     """
     try:
-        weights = [float(part) for part in text.split(",")] if text else [1.0] * count
+        weights = tuple(float(part) for part in text.split(",")) if text else (1.0,) * count
     except ValueError:
         raise ConfigError(f"--weights {text} holds something other than numbers", "--weights 2,1") from None
     if len(weights) != count or min(weights) < 0 or not 0 < sum(weights) < float("inf"):
@@ -402,26 +402,35 @@ def parse_weights(text: str | None, count: int) -> list[float]:
     return weights
 
 
+@dataclass(frozen=True)
+class EnsembleConfig:
+    """Say how predictions are averaged.
+
+    Attributes:
+        weights: Weight of each prediction.
+        geometric: Take the geometric mean instead of the arithmetic one.
+        threshold: Threshold of the result; None for the weighted mean of the known ones.
+    """
+
+    weights: tuple[float, ...]
+    geometric: bool = False
+    threshold: float | None = None
+
+
 def write_ensemble(
     paths: Sequence[Path],
-    weights: Sequence[float],
+    config: EnsembleConfig,
     target: Target,
     *,
-    geometric: bool = False,
-    threshold: float | None = None,
     ids: Path | None = None,
     on_done: Callable[[int, int], None] = lambda _, __: None,
 ) -> PredictionHeader:
     """Average predictions pair by pair, holding one pair at a time.
 
-    Where no threshold is given, that of the result is the weighted mean of the known ones.
-
     Args:
         paths: The predictions.
-        weights: Weight of each.
+        config: How they are averaged.
         target: Where the result goes.
-        geometric: Take the geometric mean instead of the arithmetic one.
-        threshold: Threshold of the result.
         ids: Sample submission that names the pairs of bare lists.
         on_done: Called with the numbers of pairs done and of all.
 
@@ -433,7 +442,7 @@ def write_ensemble(
         check_same_pairs(readers)
         known = [
             (weight, reader.header.threshold)
-            for weight, reader in zip(weights, readers, strict=True)
+            for weight, reader in zip(config.weights, readers, strict=True)
             if reader.header.threshold is not None and weight > 0
         ]
         total = sum(weight for weight, _ in known)
@@ -441,15 +450,17 @@ def write_ensemble(
         header = PredictionHeader(
             readers[0].header.pair_ids,
             target.folder.name,
-            mean_threshold if threshold is None else threshold,
+            mean_threshold if config.threshold is None else config.threshold,
             next((reader.header.grids for reader in readers if reader.header.grids), {}),
         )
-        config = {"predictions": list(map(str, paths)), "weights": list(weights), "geometric": geometric}
+        settings = {"predictions": list(map(str, paths)), **asdict(config)}
         files = [path for path in paths if path.is_file()]
-        manifest = Manifest("prediction", config=config, inputs=artifacts.describe_inputs(files, target.folder.parent))
+        manifest = Manifest(
+            "prediction", config=settings, inputs=artifacts.describe_inputs(files, target.folder.parent)
+        )
         with write_prediction(target, header, manifest) as writer:
             for done, pair_id in enumerate(header.pair_ids, start=1):
-                probability = average_pair(readers, weights, pair_id, geometric=geometric)
+                probability = average_pair(readers, config.weights, pair_id, geometric=config.geometric)
                 with writer.add(pair_id, header.grid(pair_id, probability.shape)) as output:
                     output.write_rows(0, probability[None])
                 on_done(done, len(header.pair_ids))

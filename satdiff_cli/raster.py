@@ -2,6 +2,7 @@
 
 import json
 import math
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ import numpy as np
 import rasterio
 from numpy.typing import NDArray
 from rasterio.enums import ColorInterp, MaskFlags
-from rasterio.errors import RasterioError
+from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.transform import Affine
 from rasterio.vrt import WarpedVRT
 from rasterio.warp import transform_bounds
@@ -30,6 +31,9 @@ from satdiff_cli.radiometry import SceneStatistics, StatisticsAccumulator
 from satdiff_cli.windows import Window
 
 Resampling = Literal["nearest", "bilinear", "cubic", "lanczos"]
+
+# Pictures without georeferencing are a normal input here.
+warnings.filterwarnings("ignore", category=NotGeoreferencedWarning)
 
 STRIP_ROWS = 512
 BLOCK_PX = 256
@@ -623,7 +627,6 @@ def describe_raster(path: Path) -> dict[str, Any]:
             kind = "probability"
         return {
             "what": f"{kind} ({path})",
-            "kind": kind,
             "size": f"{grid.height} × {grid.width} px, {dataset.count} bands, {dataset.dtypes[0]}",
             "bands": ", ".join(description or "?" for description in dataset.descriptions),
             "georeference": f"{dataset.crs}, pixel {grid.transform[0]:g} × {-grid.transform[4]:g}"

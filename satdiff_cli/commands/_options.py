@@ -6,19 +6,13 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TaskProgressColumn,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+    from rich.progress import Progress, TaskID
 
 DEFAULT_DATA = Path("data")
 DEFAULT_MODELS = Path("models/saved")
@@ -34,8 +28,26 @@ WorkersOption = Annotated[
     int | None, typer.Option("--workers", min=0, help="Processes or threads that read data.", show_default="by machine")
 ]
 
-messages = Console(stderr=True, highlight=False)
-results = Console(highlight=False)
+
+class Bar:
+    """A progress bar.
+
+    Args:
+        progress: The display.
+        task: Its line.
+    """
+
+    def __init__(self, progress: "Progress", task: "TaskID") -> None:
+        self._progress = progress
+        self._task = task
+
+    def advance(self, count: int = 1) -> None:
+        """Move on by a number of items."""
+        self._progress.advance(self._task, count)
+
+    def show(self, done: int, total: int, note: str = "") -> None:
+        """Show how many items of how many are done, and a note."""
+        self._progress.update(self._task, completed=done, total=total, note=note)
 
 
 def count_workers(given: int | None) -> int:
@@ -45,7 +57,14 @@ def count_workers(given: int | None) -> int:
 
 def say(text: str) -> None:
     """Print a line of a summary on stderr."""
-    messages.print(text, markup=False, soft_wrap=True)
+    sys.stderr.write(f"{text}\n")
+
+
+def show(result: "RenderableType") -> None:
+    """Print a table, or lines, on stdout."""
+    from rich.console import Console
+
+    Console(highlight=False, markup=False).print(result, soft_wrap=isinstance(result, str))
 
 
 def finish(summary: dict[str, Any], *, path: Path | None, next_command: str, as_json: bool) -> None:
@@ -59,8 +78,20 @@ def finish(summary: dict[str, Any], *, path: Path | None, next_command: str, as_
 
 
 @contextmanager
-def progress_bar(label: str, total: float | None) -> Iterator[Progress]:
-    """Show a progress bar with time left, on a terminal only; the task has the id 0."""
+def progress_bar(label: str, total: float | None) -> Iterator["Bar"]:
+    """Show a progress bar with time left, on a terminal only."""
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TaskProgressColumn,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    console = Console(stderr=True)
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -69,9 +100,8 @@ def progress_bar(label: str, total: float | None) -> Iterator[Progress]:
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=messages, transient=True, disable=not messages.is_terminal) as progress:
-        progress.add_task(label, total=total, note="")
-        yield progress
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        yield Bar(progress, progress.add_task(label, total=total, note=""))
 
 
 def data_flag(data: Path) -> str:

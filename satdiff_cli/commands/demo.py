@@ -110,7 +110,7 @@ def write_dataset(folders: DemoFolders, *, pairs: int, seed: int) -> None:
             raster.write_band(label, scenes.label, grid)
             rows.append(names)
             test_ids += [pair_id] * is_test
-            bar.advance(0)  # type: ignore[arg-type]
+            bar.advance()
     write_workbook(folders.data / "Rucode.xls", rows)
     sample = "Id,mask\n" + "".join(f"{pair_id},\n" for pair_id in test_ids)
     (folders.data / "sample_submission.csv").write_text(sample, encoding="utf-8")
@@ -236,9 +236,9 @@ def show_results(folders: DemoFolders, *, seconds: float) -> None:
             threshold, _ = predictions.choose_threshold(None, reader.header)
             scores = evaluation.evaluate_prediction(reader, labels, threshold=threshold)
         table.add_row(*score_row(name, scores))
-    options.results.print(table)
+    options.show(table)
     pictures = sorted((folders.data / "exports" / "ensemble_png").glob("*.png"))
-    options.results.print("\n".join(f"picture  {path}" for path in pictures), soft_wrap=True)
+    options.show("\n".join(f"picture  {path}" for path in pictures))
     options.say(f"done in {seconds:.0f} s; try it on your own scenes: satdiff pair --help")
 
 

@@ -48,12 +48,10 @@ def ensemble(
     with options.progress_bar("averaging", None) as bar:
         header = core.write_ensemble(
             predictions,
-            factors,
+            core.EnsembleConfig(factors, mean == "geometric", threshold),
             target,
-            geometric=mean == "geometric",
-            threshold=threshold,
             ids=ids,
-            on_done=lambda done, total: bar.update(0, completed=done, total=total),  # type: ignore[arg-type]
+            on_done=bar.show,
         )
     cut = "no threshold known" if header.threshold is None else f"threshold {header.threshold:.3f}"
     options.say(f"done   {mean} mean of {len(predictions)} predictions, {len(header.pair_ids)} pairs, {cut}")

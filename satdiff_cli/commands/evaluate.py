@@ -86,4 +86,4 @@ def print_table(scores: "Evaluation", title: str, *, with_best: bool) -> None:
     add("all pixels", scores.overall)
     if with_best:
         add(f"all pixels, best threshold on these labels ({scores.best_threshold:.3f})", scores.best)
-    options.results.print(table)
+    options.show(table)

@@ -26,7 +26,7 @@ def info(
         table = Table(show_header=False, box=None)
         for name, value in facts.items():
             table.add_row(name, "\n".join(map(str, value)) if isinstance(value, list) else str(value))
-        options.results.print(table)
+        options.show(table)
     options.finish({**facts, "next": next_command}, path=None, next_command=next_command, as_json=as_json)
 
 
@@ -150,7 +150,7 @@ def describe_raster(path: Path) -> tuple[dict[str, Any], str]:
     from satdiff_cli import raster
 
     facts = raster.describe_raster(path)
-    return facts, "" if facts["kind"] != "scene" else "satdiff pair --help"
+    return facts, "satdiff pair --help" if facts["what"].startswith("scene") else ""
 
 
 def describe_project(path: Path) -> tuple[dict[str, Any], str]:

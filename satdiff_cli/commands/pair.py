@@ -92,7 +92,7 @@ def pair(
             folder,
             config,
             workers=max(1, options.count_workers(workers)),
-            on_done=lambda _: bar.advance(0),  # type: ignore[arg-type]
+            on_done=lambda _: bar.advance(),
         )
         artifacts.write_table(report_path, pairing.tabulate_report(found, outcomes, project))
         if not allow_missing:

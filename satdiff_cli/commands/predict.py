@@ -80,7 +80,7 @@ def predict(
             config,
             target,
             device=checkpoint.pick_device(device),
-            on_window=lambda count: bar.advance(0, count),  # type: ignore[arg-type]
+            on_window=bar.advance,
         )
     summary = {"run": header.run, "pairs": len(header.pair_ids), "threshold": header.threshold, "folder": target.folder}
     options.say(f"done   {len(header.pair_ids)} pairs, threshold {header.threshold:.3f} from the model card")

@@ -44,7 +44,6 @@ def submit(
     out_path = out or data / "submission.csv"
     artifacts.check_output(out_path, overwrite=overwrite)
     with predictions.open_prediction(path, sample_path) as reader, options.progress_bar("writing", None) as bar:
-        bar.update(0, total=len(reader.header.pair_ids))  # type: ignore[arg-type]
         cut, origin = predictions.choose_threshold(threshold, reader.header)
         summary = submission.write_submission(
             reader,
@@ -52,7 +51,7 @@ def submit(
             out_path,
             threshold=cut,
             overwrite=overwrite,
-            on_done=lambda _: bar.advance(0),  # type: ignore[arg-type]
+            on_done=lambda _: bar.advance(),
         )
     options.say(
         f"done   {summary.pairs} pairs of {path} at threshold {cut:.3f} ({origin}): {summary.changed_fraction:.2%} "

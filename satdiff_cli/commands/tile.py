@@ -34,7 +34,7 @@ def tile(
     pairs = pairing.read_pairs(data)
     config = tiling.TilingConfig(size, overlap, min_valid)
     with options.progress_bar("tiling", len(pairs)) as bar:
-        tiles, dropped = tiling.plan_tiles(pairs, config, on_done=lambda _: bar.advance(0))  # type: ignore[arg-type]
+        tiles, dropped = tiling.plan_tiles(pairs, config, on_done=lambda _: bar.advance())
     changed = sum(tile.change_fraction > 0 for tile in tiles)
     options.say(
         f"tiled  {len(pairs)} pairs into {len(tiles)} tiles of {size} px: {changed} with change, "

@@ -161,6 +161,6 @@ def run_with_progress(job: "training.Job") -> "training.TrainingSummary":
             done = (progress.epoch - 1) * progress.steps + progress.step
             iou = f"IoU {progress.scores['iou']:.3f}" if progress.scores else ""
             note = f"epoch {progress.epoch}/{progress.epochs} loss {progress.loss:.3f} {iou}"
-            bar.update(0, total=progress.epochs * progress.steps, completed=done, note=note)  # type: ignore[arg-type]
+            bar.show(done, progress.epochs * progress.steps, note)
 
         return training.fit(job, show)
