@@ -1,21 +1,19 @@
-"""The contract between steps: kinds, columns, manifests, atomic writing, and pickles that cannot run code."""
+"""The contract between steps: kinds, columns, manifests, and atomic writing."""
 
 import hashlib
-import io
 import json
 import os
-import pickle
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from satdiff_cli import __version__
-from satdiff_cli.errors import ArtifactError, KeyMismatchError, OutputExistsError, UnsafePickleError
+from satdiff_cli.errors import ArtifactError, KeyMismatchError, OutputExistsError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -242,7 +240,7 @@ def read_table(path: Path, columns: Sequence[str]) -> "pd.DataFrame":
     import pandas as pd
 
     maker = MAKERS.get(path.name, "")
-    hint = f"make it with: {maker}" if maker else ""
+    hint = f"make it with: {maker}" if maker else "check the path"
     if not path.is_file():
         raise ArtifactError(f"{path} does not exist", hint)
     try:
@@ -295,75 +293,3 @@ def list_some(items: Sequence[str], most: int = 20) -> str:
     """Join names for a message; beyond ``most`` only their number is given."""
     shown = ", ".join(items[:most])
     return shown if len(items) <= most else f"{shown} and {len(items) - most} more"
-
-
-def _decode_latin1(text: str, encoding: str = "latin1") -> bytes:
-    """Stand in for ``_codecs.encode``, which old pickle protocols use for bytes."""
-    if encoding not in ("latin1", "latin-1"):
-        raise UnsafePickleError(f"the pickle asks for the text encoding {encoding!r}")
-    return text.encode("latin1")
-
-
-def _admitted_globals() -> dict[tuple[str, str], Callable[..., Any]]:
-    import numpy as np
-    from numpy._core.multiarray import _reconstruct, scalar
-    from numpy._core.numeric import _frombuffer  # type: ignore[attr-defined]
-
-    admitted: dict[tuple[str, str], Callable[..., Any]] = {
-        ("numpy", "ndarray"): np.ndarray,
-        ("numpy", "dtype"): np.dtype,
-        ("_codecs", "encode"): _decode_latin1,
-    }
-    for core in ("numpy.core", "numpy._core"):
-        admitted[f"{core}.multiarray", "_reconstruct"] = _reconstruct
-        admitted[f"{core}.multiarray", "scalar"] = scalar
-        admitted[f"{core}.numeric", "_frombuffer"] = _frombuffer
-    return admitted
-
-
-class RestrictedUnpickler(pickle.Unpickler):
-    """Load numpy arrays, dtypes, dicts, lists, strings and numbers; refuse whatever could run code."""
-
-    def __init__(self, stream: BinaryIO | io.BufferedReader) -> None:
-        super().__init__(stream)
-        self._admitted = _admitted_globals()
-
-    def find_class(self, module: str, name: str) -> Any:
-        """Resolve a global that the pickle names.
-
-        Raises:
-            UnsafePickleError: It is none of the admitted ones.
-        """
-        try:
-            return self._admitted[module, name]
-        except KeyError:
-            raise UnsafePickleError(
-                f"the pickle asks to run {module}.{name}, which plain data never does; it was not loaded",
-                "do not open this file with other tools either; ask its author for the arrays alone",
-            ) from None
-
-    def persistent_load(self, pid: Any) -> Any:
-        """Refuse references to objects outside the file."""
-        raise UnsafePickleError(f"the pickle refers to an object outside the file ({pid!r}); it was not loaded")
-
-
-def load_frame(stream: BinaryIO, path: Path) -> Any:
-    """Load the next object of a pickle file, as plain data only.
-
-    Raises:
-        EOFError: The file ends here.
-        UnsafePickleError: The pickle asks for something other than plain data.
-        ArtifactError: The file is no pickle, or is damaged.
-    """
-    at = stream.tell()
-    if not stream.read(1):
-        raise EOFError
-    stream.seek(at)
-    try:
-        return RestrictedUnpickler(stream).load()
-    except UnsafePickleError as error:
-        raise UnsafePickleError(f"{path}: {error.message}", error.hint) from None
-    except Exception as error:  # a damaged pickle can fail in any way
-        raise ArtifactError(
-            f"{path} cannot be read as a prediction: {type(error).__name__}: {error}", "make one with: satdiff predict"
-        ) from error

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
+from satdiff_cli.errors import ConfigError
+
 RASTER_SUFFIXES = frozenset({".tif", ".tiff", ".png", ".jpg", ".jpeg", ".jp2", ".img", ".vrt"})
 TEST_FOLD = "test"
 VALIDATION_FOLD = "val"
@@ -113,11 +115,21 @@ def order_by_date(first: str, second: str) -> tuple[str, str] | None:
 
 
 def name_site(pair_id: str, pattern: str | None) -> str:
-    """Derive the site from a pair id: the pattern's first group or whole match; the pair id where it finds none."""
-    match = re.search(pattern, pair_id) if pattern else None
+    """Derive the site from a pair id: the pattern's first group or whole match; the pair id where it finds none.
+
+    Raises:
+        ConfigError: The pattern is no regular expression.
+    """
+    try:
+        match = re.search(pattern, pair_id) if pattern else None
+    except re.error as error:
+        raise ConfigError(
+            f"--site-pattern {pattern} is no regular expression: {error}", "one that works: --site-pattern '^[^_]+'"
+        ) from None
     if match is None:
         return pair_id
-    return match.group(1) if match.re.groups else match.group(0)
+    first_group = match.group(1) if match.re.groups else None
+    return first_group or match.group(0) or pair_id
 
 
 def merge_groups(groups: Mapping[str, Iterable[Hashable]]) -> dict[str, str]:

@@ -1,5 +1,6 @@
 """Weights and model card: build a network from its card, save a run, load it again."""
 
+import difflib
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -13,7 +14,7 @@ from safetensors import SafetensorError
 from torch import nn
 
 from satdiff_cli import artifacts
-from satdiff_cli.errors import ArtifactError, ConfigError, WeightsError
+from satdiff_cli.errors import ArtifactError, ConfigError, OutputError, WeightsError
 from satdiff_cli.plugins import load_plugin
 from satdiff_cli.radiometry import Normalization
 
@@ -60,6 +61,12 @@ class ModelCard:
     epoch: int = 0
     scores: Mapping[str, float] = field(default_factory=dict)
 
+    def describe_task(self) -> dict[str, Any]:
+        """Return, as JSON has them, the entries that a resumed training cannot change."""
+        names = ("arch", "parameters", "normalization", "dates", "classes", "fold", "train_sites", "validation_sites")
+        values: dict[str, Any] = json.loads(json.dumps(asdict(self)))
+        return {name: values[name] for name in names}
+
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
         """Build a card from the values of a ``model.json``."""
@@ -83,8 +90,18 @@ def build_model(card: ModelCard) -> nn.Module:
         text = str(error.args[0] if error.args else error)
         raise ConfigError(
             f"cannot build {card.arch} with {describe(card.parameters)}: {text[:300]}",
-            "encoders are those of segmentation-models-pytorch, or tu-NAME for one of timm, e.g. --encoder resnet34",
+            f"{suggest_encoder(str(card.parameters.get('encoder')))}encoders are those of "
+            "segmentation-models-pytorch, or tu-NAME for one of timm, e.g. --encoder resnet34",
         ) from error
+
+
+def suggest_encoder(name: str) -> str:
+    """Ask whether the nearest known encoder was meant; nothing for a known one or one of timm."""
+    import segmentation_models_pytorch as smp
+
+    known = smp.encoders.get_encoder_names()
+    near = [] if name in known or name.startswith("tu-") else difflib.get_close_matches(name, known, n=1)
+    return f"did you mean {near[0]}? " if near else ""
 
 
 def describe(parameters: Mapping[str, Any]) -> str:
@@ -96,7 +113,12 @@ def save_weights(folder: Path, model: nn.Module, card: ModelCard) -> None:
     """Write a network's weights and its card into a run folder, each atomically."""
     tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in model.state_dict().items()}
     with artifacts.write_file(folder / WEIGHTS_NAME) as temporary:
-        safetensors.torch.save_file(tensors, temporary, metadata={"run": card.run, "epoch": str(card.epoch)})
+        try:
+            safetensors.torch.save_file(tensors, temporary, metadata={"run": card.run, "epoch": str(card.epoch)})
+        except SafetensorError as error:  # its only way to report a full disk
+            raise OutputError(
+                f"cannot write {folder / WEIGHTS_NAME}: {error}", "free some space or choose another --out"
+            ) from error
     artifacts.write_json(folder / CARD_NAME, asdict(card))
 
 
@@ -117,16 +139,25 @@ def read_card(folder: Path) -> ModelCard:
         ) from error
 
 
+def find_weights(folder: Path) -> Path:
+    """Find the weights of a run.
+
+    Raises:
+        WeightsError: The run has none.
+    """
+    path = folder / WEIGHTS_NAME
+    if not path.is_file():
+        raise WeightsError(f"run {folder} has no {WEIGHTS_NAME}", "its training did not finish an epoch; satdiff train")
+    return path
+
+
 def load_model(folder: Path) -> tuple[nn.Module, ModelCard]:
     """Load a run's network in eval mode, with its card.
 
     Raises:
         WeightsError: The run has no weights yet, or they do not fit the card.
     """
-    card = read_card(folder)
-    path = folder / WEIGHTS_NAME
-    if not path.is_file():
-        raise WeightsError(f"run {folder} has no {WEIGHTS_NAME}", "its training did not finish an epoch; satdiff train")
+    card, path = read_card(folder), find_weights(folder)
     model = build_model(card)
     try:
         model.load_state_dict(safetensors.torch.load_file(path))

@@ -1,6 +1,7 @@
 """What defines an experiment, as frozen dataclasses; TOML in, dict out."""
 
 import difflib
+import math
 import tomllib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
@@ -15,6 +16,8 @@ DifferenceInput = Literal["grey", "concat", "diff", "absdiff"]
 NormalizeKind = Literal["scene", "band", "fixed"]
 Tta = Literal["none", "flips", "d4"]
 Precision = Literal["auto", "bf16", "fp32"]
+
+MAX_SEED = 2**32 - 1  # numpy's global generator takes no more
 
 
 @dataclass(frozen=True)
@@ -69,12 +72,15 @@ class TrainConfig:
         """Refuse values that no training can use."""
         positive = ("crop", "batch_size", "epochs", "patience", "lr", "lr_decay")
         for name in positive:
-            if getattr(self, name) <= 0:
+            if not 0 < getattr(self, name) < math.inf:
                 raise ConfigError(f"{name} is {getattr(self, name)}, expected more than 0", f"--{dashed(name)} NUMBER")
-        if self.steps < 0 or self.weight_decay < 0 or self.jitter < 0:
-            raise ConfigError("steps, weight_decay and jitter cannot be negative")
+        for name in ("steps", "weight_decay", "jitter"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ConfigError(f"{name} is {getattr(self, name)}, expected 0 or more", f"--{dashed(name)} NUMBER")
         if not 0 <= self.change_share <= 1:
             raise ConfigError(f"change_share is {self.change_share}, expected a share between 0 and 1")
+        if not 0 <= self.seed <= MAX_SEED:
+            raise ConfigError(f"seed is {self.seed}, expected 0 to {MAX_SEED}", "--seed NUMBER")
 
     @classmethod
     def resolve(cls, toml: Path | None, flags: Mapping[str, Any]) -> Self:
@@ -142,7 +148,9 @@ def coerce_value(value: Any, expected: Any, *, label: str) -> Any:
             raise ConfigError(f"{label} is {value!r}, expected one of {', '.join(map(str, get_args(expected)))}", hint)
         return value
     if origin is tuple:
-        items = [value] if isinstance(value, str) else list(value)
+        if not isinstance(value, str | list | tuple):
+            raise ConfigError(f"{label} is {value!r}, expected a list")
+        items = [value] if isinstance(value, str) else value
         return tuple(coerce_value(item, get_args(expected)[0], label=label) for item in items)
     if origin in (Union, UnionType):
         matching = next((kind for kind in get_args(expected) if isinstance(value, kind)), get_args(expected)[0])
@@ -152,5 +160,7 @@ def coerce_value(value: Any, expected: Any, *, label: str) -> Any:
     if expected is str and isinstance(value, int) and not isinstance(value, bool):
         return str(value)  # fold = 0 in a TOML file
     if not isinstance(value, expected) or (isinstance(value, bool) and expected is not bool):
-        raise ConfigError(f"{label} is {value!r}, expected {expected.__name__}")
+        raise ConfigError(
+            f"{label} is {value!r}, expected {expected.__name__}", "see models/saved/<run>/config.toml for an example"
+        )
     return value

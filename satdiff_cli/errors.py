@@ -41,6 +41,10 @@ class OutputExistsError(SatdiffError):
     """The output is there already and ``--overwrite`` was not given."""
 
 
+class OutputError(SatdiffError):
+    """The output cannot be written to the end, mostly because the disk is full."""
+
+
 class UnsafePickleError(ArtifactError):
     """A pickle asks for something other than plain data; it was not loaded."""
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from satdiff_cli.artifacts import OUT_OF_FOLD_PREFIX, Manifest, describe_inputs, list_some
 from satdiff_cli.catalog import TEST_FOLD
-from satdiff_cli.checkpoint import WEIGHTS_NAME, ModelCard, family_name, load_model, read_card, supports_bf16
+from satdiff_cli.checkpoint import ModelCard, family_name, find_weights, load_model, read_card, supports_bf16
 from satdiff_cli.config import Tta
 from satdiff_cli.errors import ConfigError, KeyMismatchError
 from satdiff_cli.pairing import Pair
@@ -213,8 +213,11 @@ def plan_out_of_fold(pairs: Sequence[Pair], runs: Sequence[Path], *, allow_missi
 
 def count_windows(plan: Plan, config: InferenceConfig) -> int:
     """Count the windows of a plan."""
-    grids = [read_grid(pair.composite) for pair in plan.runs]
-    return sum(len(plan_windows(*grid.shape, size=config.window, overlap=config.overlap)) for grid in grids)
+    total = 0
+    for pair in plan.runs:
+        with Composite(pair.composite) as composite:
+            total += len(plan_windows(*composite.grid.shape, size=config.window, overlap=config.overlap))
+    return total
 
 
 def run_plan(
@@ -240,7 +243,7 @@ def run_plan(
         {pair.pair_id: read_grid(pair.composite).as_dict() for pair in pairs},
     )
     data = pairs[0].composite.parents[1]
-    inputs = [*(run / WEIGHTS_NAME for run in used), *(pair.composite for pair in pairs)]
+    inputs = [*map(find_weights, used), *(pair.composite for pair in pairs)]
     manifest = Manifest("prediction", config=asdict(config), inputs=describe_inputs(inputs, data))
     loaded: tuple[Path | None, Predictor | None] = (None, None)
     with write_prediction(target, header, manifest) as writer:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from satdiff_cli import artifacts, catalog, raster
 from satdiff_cli.catalog import Catalog, CatalogOptions, ScenePair
-from satdiff_cli.errors import ArtifactError, CatalogError, RasterError, SatdiffError
+from satdiff_cli.errors import ArtifactError, CatalogError, RasterError
 from satdiff_cli.plugins import list_plugins, load_plugin
 from satdiff_cli.probability import LABEL_IGNORE
 from satdiff_cli.raster import CompositeSummary
@@ -243,19 +243,27 @@ def assign_sites(outcomes: Sequence[PairOutcome]) -> dict[str, str]:
 
 
 def find_overlaps(summaries: Sequence[tuple[str, CompositeSummary]]) -> list[tuple[str, str]]:
-    """Find the pairs of composites whose ground overlaps by more than a pixel; only georeferenced ones can."""
+    """Find the pairs of composites whose ground overlaps by more than a pixel; only georeferenced ones can.
+
+    Bounds are compared in the composites' own coordinate system where it is the same, else as longitudes and
+    latitudes, whose boxes may overlap a little where the ground does not.
+    """
     placed = [(pair_id, summary.grid) for pair_id, summary in summaries if summary.grid.is_georeferenced]
     if not placed:
         return []
-    bounds = np.array([raster.geographic_bounds(grid) for _, grid in placed])
-    pixel = np.array([(item[2] - item[0]) / grid.width for item, (_, grid) in zip(bounds, placed, strict=True)])
+    native = np.array([raster.native_bounds(grid) for _, grid in placed])
+    geographic = np.array([raster.geographic_bounds(grid) for _, grid in placed])
+    systems = np.array([grid.crs for _, grid in placed])
+    widths = np.array([grid.width for _, grid in placed])
     overlaps = []
-    for index, (left, bottom, right, top) in enumerate(bounds[:-1]):
-        rest = bounds[index + 1 :]
-        across = np.minimum(right, rest[:, 2]) - np.maximum(left, rest[:, 0])
-        along = np.minimum(top, rest[:, 3]) - np.maximum(bottom, rest[:, 1])
-        tolerance = np.maximum(pixel[index], pixel[index + 1 :])
-        hits = np.flatnonzero((across > tolerance) & (along > tolerance))
+    for index in range(len(placed) - 1):
+        is_same = (systems[index + 1 :] == systems[index])[:, None]
+        own = np.where(is_same, native[index], geographic[index])
+        rest = np.where(is_same, native[index + 1 :], geographic[index + 1 :])
+        pixel = np.maximum((own[:, 2] - own[:, 0]) / widths[index], (rest[:, 2] - rest[:, 0]) / widths[index + 1 :])
+        across = np.minimum(own[:, 2], rest[:, 2]) - np.maximum(own[:, 0], rest[:, 0])
+        along = np.minimum(own[:, 3], rest[:, 3]) - np.maximum(own[:, 1], rest[:, 1])
+        hits = np.flatnonzero((across > pixel) & (along > pixel))
         overlaps += [(placed[index][0], placed[index + 1 + hit][0]) for hit in hits.tolist()]
     return overlaps
 
@@ -333,28 +341,47 @@ def tabulate_report(found: Catalog, outcomes: Sequence[PairOutcome], root: Path)
                 "valid_fraction": f"{summary.valid_fraction:.6f}" if summary else "",
             }
         )
-    return pd.DataFrame(rows, columns=list(artifacts.REPORT_COLUMNS)).fillna("")
+    return pd.DataFrame(rows, columns=list(artifacts.REPORT_COLUMNS), dtype=object).fillna("")
 
 
-def raise_for_failures(found: Catalog, outcomes: Sequence[PairOutcome], report: Path) -> None:
-    """Refuse a catalog of which something could not be used.
+def raise_for_problems(found: Catalog, root: Path) -> None:
+    """Refuse a catalog of which rows or scenes could not be used, before anything is built; write the report.
 
     Raises:
-        SatdiffError: Something was not resolved or not built; the first three reasons are given.
+        CatalogError: There are such rows or scenes; the first three reasons are given.
+    """
+    if not found.problems:
+        return
+    report = root / artifacts.PAIRS_REPORT_CSV
+    artifacts.write_table(report, tabulate_report(found, [], root))
+    reasons = [f"{item.source}: {item.item}: {item.reason}" for item in found.problems]
+    raise CatalogError(
+        f"{len(reasons)} rows or scenes cannot be used:{list_reasons(reasons)}",
+        f"see {report}; mend them, or leave them out with --allow-missing",
+    )
+
+
+def raise_for_failures(outcomes: Sequence[PairOutcome], report: Path) -> None:
+    """Refuse a dataset of which some pairs could not be built.
+
+    Raises:
+        RasterError: There are such pairs; the first three reasons are given.
     """
     failed = [outcome for outcome in outcomes if outcome.summary is None]
-    reasons = [f"{item.source}: {item.item}: {item.reason}" for item in found.problems]
-    reasons += [f"{item.pair.pair_id}: {item.reason}" for item in failed]
-    if not reasons:
+    if not failed:
         return
-    listed = "\n".join(f"  - {reason}" for reason in reasons[:3])
-    more = f"\n  and {len(reasons) - 3} more" if len(reasons) > 3 else ""
-    hint = f"see {report}; mend them, or leave them out with --allow-missing"
-    if len(failed) == 1 and not found.problems:
-        hint = f"{failed[0].hint or hint}, or leave it out with --allow-missing"
-    raise SatdiffError(
-        f"{len(found.problems)} rows or scenes unresolved, {len(failed)} pairs failed:\n{listed}{more}", hint
+    hint = failed[0].hint if len(failed) == 1 else f"see {report}; mend them"
+    raise RasterError(
+        f"{len(failed)} of {len(outcomes)} pairs failed:"
+        + list_reasons([f"{item.pair.pair_id}: {item.reason}" for item in failed]),
+        f"{hint}; or leave out what cannot be used with --allow-missing",
     )
+
+
+def list_reasons(reasons: Sequence[str], most: int = 3) -> str:
+    """List the first reasons of a message, a line each."""
+    listed = "".join(f"\n  - {reason}" for reason in reasons[:most])
+    return listed + (f"\n  and {len(reasons) - most} more" if len(reasons) > most else "")
 
 
 def read_catalog(data: Path, format_name: str, options: CatalogOptions) -> Catalog:

@@ -1,7 +1,7 @@
 """Write and read predictions: a folder of probability rasters, and a pickle of one frame a pair."""
 
 import pickle
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -13,10 +13,12 @@ from numpy.typing import NDArray
 from satdiff_cli import artifacts
 from satdiff_cli.artifacts import Manifest
 from satdiff_cli.errors import ArtifactError, ConfigError, KeyMismatchError
+from satdiff_cli.plain_pickle import load_frame
 from satdiff_cli.raster import Grid, ProbabilityWriter, read_probability
 
 PICKLE_FORMAT = "satdiff-prediction"
 PICKLE_VERSION = 1
+ENSEMBLE = "ensemble"
 ORIGINAL_THRESHOLD = 0.4  # what the original solution cut its bare lists at
 
 
@@ -129,6 +131,8 @@ def write_prediction(target: Target, header: PredictionHeader, manifest: Manifes
         yield PredictionWriter(temporary_folder, header, stream)
         details = {"run": header.run, "threshold": header.threshold, "pair_ids": header.pair_ids, "grids": header.grids}
         artifacts.write_manifest(temporary_folder, replace(manifest, details={**manifest.details, **details}))
+    if not target.with_pickle:
+        target.pickle.unlink(missing_ok=True)  # of the prediction that was replaced; it would stand for the folder
 
 
 class PickleReader:
@@ -171,7 +175,7 @@ class PickleReader:
     def _load(self, index: int) -> Any:
         self._stream.seek(self._offsets[index])
         try:
-            return artifacts.load_frame(self._stream, self.path)
+            return load_frame(self._stream, self.path)
         except EOFError:
             raise ArtifactError(
                 f"{self.path} breaks off: {index} of its {len(self.header.pair_ids)} pairs are there",
@@ -212,7 +216,7 @@ def check_probability(value: Any, pair_id: str, path: Path) -> NDArray[np.float3
         raise ArtifactError(
             f"{path}: {pair_id} leaves [0, 1]: these are no probabilities", "satdiff predict makes them"
         )
-    return value.astype(np.float32)
+    return np.asarray(value, dtype=np.float32)
 
 
 @contextmanager
@@ -234,7 +238,7 @@ def open_prediction(path: Path, ids: Path | None = None) -> Iterator[PredictionR
         raise ArtifactError(f"there is no prediction at {path}", "make one with: satdiff predict")
     with path.open("rb") as stream:
         try:
-            first = artifacts.load_frame(stream, path)
+            first = load_frame(stream, path)
         except EOFError:
             raise ArtifactError(f"{path} is empty", "make it again with: satdiff predict --overwrite") from None
         if isinstance(first, list):
@@ -290,7 +294,10 @@ def read_folder_header(folder: Path) -> PredictionHeader:
     details = artifacts.read_manifest(folder, "prediction").details
     header = PredictionHeader(tuple(details["pair_ids"]), details["run"], details["threshold"], details["grids"])
     artifacts.check_keys(
-        [path.stem for path in folder.glob("*.tif")], header.pair_ids, what=f"{folder} against its manifest"
+        [path.stem for path in folder.glob("*.tif")],
+        header.pair_ids,
+        what=f"{folder} against its manifest",
+        hint="make it again with: satdiff predict --overwrite",
     )
     return header
 
@@ -302,11 +309,18 @@ def list_predictions(folder: Path) -> list[Path]:
         path.parent for path in folder.glob(f"*/{artifacts.MANIFEST_NAME}") if not path.parent.name.startswith(".")
     ]
     lone = [path for path in folders if not path.with_name(f"{path.name}.pkl").exists()]
-    return sorted([*pickles, *lone], key=lambda path: (path.stat().st_mtime_ns, path.name), reverse=True)
+    return sort_by_age([*pickles, *lone])
+
+
+def sort_by_age(paths: Iterable[Path]) -> list[Path]:
+    """Sort files and folders, the newest first."""
+    return sorted(paths, key=lambda path: (path.stat().st_mtime_ns, path.name), reverse=True)
 
 
 def resolve_prediction(given: Path | None, data: Path, *, out_of_fold: bool | None = None) -> Path:
     """Find a prediction by path or by name; without one the newest.
+
+    ``ensemble.pkl`` in the current folder counts, too: that is where ``satdiff ensemble a.pkl b.pkl`` writes it.
 
     Args:
         given: A path, or a name below ``predicted_masks``.
@@ -324,7 +338,7 @@ def resolve_prediction(given: Path | None, data: Path, *, out_of_fold: bool | No
         raise ArtifactError(f"there is no prediction {given}, neither here nor in {folder}", "satdiff predict")
     found = [
         path
-        for path in list_predictions(folder)
+        for path in sort_by_age([*list_predictions(folder), *Path().glob(f"{ENSEMBLE}.pkl")])
         if out_of_fold is None or path.name.startswith(artifacts.OUT_OF_FOLD_PREFIX) == out_of_fold
     ]
     if not found:

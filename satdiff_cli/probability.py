@@ -51,13 +51,13 @@ def decode_runs(text: str, shape: tuple[int, int]) -> NDArray[np.uint8]:
     Raises:
         ValueError: The text is no list of pairs, or a run lies outside the mask or overlaps the one before.
     """
-    numbers = np.array(text.split(), dtype=np.int64)
-    if numbers.size % 2:
+    numbers = [int(word) for word in text.split()]
+    if len(numbers) % 2:
         raise ValueError("run lengths come in pairs of start and length")
     height, width = shape
     flat = np.zeros(height * width, dtype=np.uint8)
     position = 0
-    for start, length in numbers.reshape(-1, 2):
+    for start, length in zip(numbers[::2], numbers[1::2], strict=True):
         if start <= position or length < 1 or start - 1 + length > flat.size:
             raise ValueError(f"run '{start} {length}' does not fit a mask of {height} × {width} px")
         flat[start - 1 : start - 1 + length] = 1

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -20,7 +21,7 @@ from rasterio.warp import transform_bounds
 from rasterio.windows import Window as RasterioWindow
 from scipy import ndimage
 
-from satdiff_cli.errors import RasterError
+from satdiff_cli.errors import OutputError, RasterError
 from satdiff_cli.probability import (
     PROBABILITY_NODATA,
     PROBABILITY_SCALE,
@@ -93,11 +94,11 @@ class Grid:
             return False
         corners = [(0, 0), (self.width, 0), (0, self.height), (self.width, self.height)]
         to_pixels = ~self.affine
-        return all(math.dist(to_pixels * (other.affine * corner), corner) < _GRID_TOLERANCE_PX for corner in corners)
+        return all(math.dist(to_pixels @ (other.affine @ corner), corner) < _GRID_TOLERANCE_PX for corner in corners)
 
     def crop(self, window: Window) -> "Grid":
         """Return the grid of a window of this one."""
-        moved = self.affine * Affine.translation(window.col, window.row)
+        moved = self.affine @ Affine.translation(window.col, window.row)
         return Grid(window.height, window.width, self.crs, tuple(moved)[:6])
 
     def as_dict(self) -> dict[str, Any]:
@@ -127,6 +128,8 @@ def grid_profile(grid: Grid, count: int, dtype: str) -> dict[str, Any]:
         "dtype": dtype,
         "crs": grid.crs or None,
         "transform": grid.affine if grid.is_georeferenced else None,
+        # GDAL would take four bands of bytes for colours and alpha, and so the last of them for a mask.
+        **({"photometric": "minisblack"} if count > 1 else {}),
     }
 
 
@@ -139,13 +142,51 @@ def open_raster(path: Path) -> Iterator[Any]:
     """
     if not path.exists() and not str(path).startswith(("/vsi", "s3:", "gs:", "http")):
         raise RasterError(f"{path} does not exist", "check the path, or the table that names it")
+    with naming(path), rasterio.open(path) as dataset:
+        yield dataset
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Turn errors of GDAL in the block into one that names the file.
+
+    Raises:
+        RasterError: GDAL failed.
+    """
     try:
-        with rasterio.open(path) as dataset:
-            yield dataset
+        yield
     except RasterioError as error:
         reason = str(error.__cause__ or error).replace(str(path), path.name)
         raise RasterError(
             f"{path} cannot be read as a raster: {reason}", "replace the file; gdalinfo -checksum shows where it breaks"
+        ) from error
+
+
+@contextmanager
+def create_raster(path: Path, profile: Mapping[str, Any], *, with_mask: bool = False) -> Iterator[Any]:
+    """Create a raster to write into, and read it back in the end: GDAL keeps silent when a disk fills up on closing.
+
+    Args:
+        path: The file.
+        profile: Options as ``grid_profile`` gives them.
+        with_mask: A mask that is written is kept in the file itself.
+
+    Raises:
+        OutputError: The file cannot be written to its end.
+    """
+    try:
+        with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=with_mask), rasterio.open(path, "w", **profile) as target:
+            yield target
+        with rasterio.open(path) as written:
+            for strip in iterate_strips(*written.shape):
+                written.read(window=to_rasterio(strip))
+                if with_mask:
+                    written.dataset_mask(window=to_rasterio(strip))
+    except RasterioError as error:
+        free = shutil.disk_usage(path.parent).free / 1e6
+        raise OutputError(
+            f"cannot write {path.name}: {error.__cause__ or error}; {free:.1f} MB are free on its disk",
+            "free some space or choose another --out; nothing was replaced",
         ) from error
 
 
@@ -163,10 +204,14 @@ def read_footprint(path: Path) -> tuple[str, float, float, float, float] | None:
         return (dataset.crs.to_wkt(), *dataset.bounds)
 
 
+def native_bounds(grid: Grid) -> tuple[float, float, float, float]:
+    """Return left, bottom, right, top of a grid in its own coordinates."""
+    return rasterio.transform.array_bounds(grid.height, grid.width, grid.affine)
+
+
 def geographic_bounds(grid: Grid) -> tuple[float, float, float, float]:
     """Return west, south, east, north of a georeferenced grid [°]."""
-    bounds = rasterio.transform.array_bounds(grid.height, grid.width, grid.affine)
-    return transform_bounds(grid.crs, "EPSG:4326", *bounds)
+    return transform_bounds(grid.crs, "EPSG:4326", *native_bounds(grid))
 
 
 def to_rasterio(window: Window) -> RasterioWindow:
@@ -211,7 +256,8 @@ def read_valid_mask(dataset: Any, bands: Sequence[int]) -> NDArray[np.bool_]:
         if np.issubdtype(pixels.dtype, np.floating):
             valid[strip.slices] = np.isfinite(pixels).all(axis=0)
         if has_own_mask:
-            valid[strip.slices] &= dataset.dataset_mask(window=to_rasterio(strip)) > 0
+            # Not dataset_mask(), in which the bands of the other date would vouch for these.
+            valid[strip.slices] &= (dataset.read_masks(list(bands), window=to_rasterio(strip)) > 0).any(axis=0)
         else:
             zero[strip.slices] = (pixels == 0).all(axis=0)
     return valid if has_own_mask else valid & ~touching_border(zero)
@@ -250,15 +296,17 @@ class CompositeSummary:
 
 @dataclass(frozen=True)
 class DateSource:
-    """One date's open dataset, which of its bands hold the date, and its valid pixels (H, W)."""
+    """One date's file, the same open, which of its bands hold the date, and its valid pixels (H, W)."""
 
+    path: Path
     dataset: Any
     indexes: list[int]
     valid: NDArray[np.bool_]
 
     def read(self, window: Window) -> NDArray[Any]:
         """Read the date's bands in a window."""
-        return self.dataset.read(self.indexes, window=to_rasterio(window))
+        with naming(self.path):
+            return self.dataset.read(self.indexes, window=to_rasterio(window))
 
 
 def split_composite(dataset: Any, path: Path) -> tuple[DateSource, DateSource]:
@@ -273,8 +321,8 @@ def split_composite(dataset: Any, path: Path) -> tuple[DateSource, DateSource]:
     half = len(bands) // 2
     before, after = bands[:half], bands[half:]
     return (
-        DateSource(dataset, before, read_valid_mask(dataset, before)),
-        DateSource(dataset, after, read_valid_mask(dataset, after)),
+        DateSource(path, dataset, before, read_valid_mask(dataset, before)),
+        DateSource(path, dataset, after, read_valid_mask(dataset, after)),
     )
 
 
@@ -297,12 +345,12 @@ def align_after(
         RasterError: The scenes do not overlap, or have no georeferencing and differ in size.
     """
     before_grid, after_grid = grid_of(before), grid_of(after)
-    bands = image_bands(after)
+    after_path, bands = Path(after.name), image_bands(after)
     valid = read_valid_mask(after, bands)
     both_georeferenced = before_grid.is_georeferenced and after_grid.is_georeferenced
     whole = Window(0, 0, *before_grid.shape)
     if before_grid.is_same(after_grid) or (not both_georeferenced and before_grid.shape == after_grid.shape):
-        return DateSource(after, bands, valid), whole, ""
+        return DateSource(after_path, after, bands, valid), whole, ""
     if not both_georeferenced:
         raise RasterError(
             f"{what}: {before.height} × {before.width} px and {after.height} × {after.width} px, "
@@ -310,16 +358,18 @@ def align_after(
             "scenes without georeferencing must have the same size",
         )
     window = intersect_grids(before_grid, after_grid, what=what)
-    kernel: Resampling = "nearest" if is_whole_pixel_shift(before_grid, after_grid) else resampling
+    is_shift = is_whole_pixel_shift(before_grid, after_grid)
+    kernel: Resampling = "nearest" if is_shift else resampling
     if not valid.all() and kernel != "nearest":
         step = max(1.0, *pixel_size_ratio(before_grid, after_grid))
-        valid = ndimage.binary_erosion(valid, iterations=math.ceil(_KERNEL_RADIUS[kernel] * step), border_value=1)
+        reach = math.ceil(_KERNEL_RADIUS[kernel] * step)
+        valid = ndimage.minimum_filter(valid, size=2 * reach + 1, mode="nearest")  # a square, as the kernel is one
     target = {"crs": before.crs, "transform": before.transform, "height": before.height, "width": before.width}
     warped = stack.enter_context(
         WarpedVRT(after, resampling=rasterio.enums.Resampling[kernel], warp_mem_limit=256, **target)
     )
     warped_valid = warp_mask(valid, after_grid, target)
-    return DateSource(warped, bands, warped_valid), window, "" if kernel == "nearest" and resampling else kernel
+    return DateSource(after_path, warped, bands, warped_valid), window, "" if is_shift else kernel
 
 
 def warp_mask(valid: NDArray[np.bool_], grid: Grid, target: Mapping[str, Any]) -> NDArray[np.bool_]:
@@ -339,10 +389,10 @@ def warp_mask(valid: NDArray[np.bool_], grid: Grid, target: Mapping[str, Any]) -
 
 def pixel_size_ratio(before: Grid, after: Grid) -> tuple[float, float]:
     """Return how many after pixels a before pixel spans along each axis, taken at the before grid's centre."""
-    centre_x, centre_y = before.affine * (before.width / 2, before.height / 2)
-    right_x, down_y = before.affine * (before.width / 2 + 1, before.height / 2 + 1)
+    centre_x, centre_y = before.affine @ (before.width / 2, before.height / 2)
+    right_x, down_y = before.affine @ (before.width / 2 + 1, before.height / 2 + 1)
     xs, ys = rasterio.warp.transform(before.crs, after.crs, [centre_x, right_x], [centre_y, down_y])
-    (col0, row0), (col1, row1) = (~after.affine * point for point in zip(xs, ys, strict=True))
+    (col0, row0), (col1, row1) = (~after.affine @ point for point in zip(xs, ys, strict=True))
     return abs(row1 - row0), abs(col1 - col0)
 
 
@@ -350,9 +400,9 @@ def is_whole_pixel_shift(before: Grid, after: Grid) -> bool:
     """Whether the pixels of two grids coincide, the grids being only cut differently from one larger grid."""
     if rasterio.crs.CRS.from_wkt(before.crs) != rasterio.crs.CRS.from_wkt(after.crs):
         return False
-    to_pixels = ~before.affine * after.affine
+    to_pixels = ~before.affine @ after.affine
     corners = [(0, 0), (after.width, after.height)]
-    moved = [to_pixels * corner for corner in corners]
+    moved = [to_pixels @ corner for corner in corners]
     spans_same = math.dist(moved[1], (moved[0][0] + after.width, moved[0][1] + after.height)) < _GRID_TOLERANCE_PX
     return spans_same and all(abs(value - round(value)) < _GRID_TOLERANCE_PX for value in moved[0])
 
@@ -363,9 +413,8 @@ def intersect_grids(before: Grid, after: Grid, *, what: str) -> Window:
     Raises:
         RasterError: The scenes do not overlap.
     """
-    left, bottom, right, top = rasterio.transform.array_bounds(after.height, after.width, after.affine)
-    left, bottom, right, top = transform_bounds(after.crs, before.crs, left, bottom, right, top)
-    corners = [~before.affine * corner for corner in ((left, top), (right, top), (left, bottom), (right, bottom))]
+    left, bottom, right, top = transform_bounds(after.crs, before.crs, *native_bounds(after))
+    corners = [~before.affine @ corner for corner in ((left, top), (right, top), (left, bottom), (right, bottom))]
     cols, rows = [corner[0] for corner in corners], [corner[1] for corner in corners]
     # Footprints that end on a pixel border can miss it by rounding: not worth another row.
     first_row, last_row = (max(0, math.floor(min(rows) + 1e-3)), min(before.height, math.ceil(max(rows) - 1e-3)))
@@ -408,7 +457,8 @@ def write_composite(
                     f"{before_path} has {len(numbers)} bands and {after_path} has {len(image_bands(other))}",
                     "both dates need the same bands; gdal_translate -b picks them",
                 )
-            before = DateSource(dataset, numbers, read_valid_mask(dataset, numbers))
+            with naming(before_path):  # the error would first meet the after scene, which was opened last
+                before = DateSource(before_path, dataset, numbers, read_valid_mask(dataset, numbers))
             after, window, resampled = align_after(stack, dataset, other, resampling=resampling, what=what)
         described = [dataset.descriptions[index - 1] for index in before.indexes]
         names = name_bands(len(before.indexes), bands, described)
@@ -439,7 +489,7 @@ def write_stack(
         "predictor": 3 if dtype.kind == "f" else 2,
         "interleave": "pixel",
     }
-    with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True), rasterio.open(out, "w", **profile) as target:
+    with create_raster(out, profile, with_mask=True) as target:
         for strip in iterate_strips(grid.height, grid.width, BLOCK_PX):
             source = Window(strip.row + window.row, window.col, strip.height, strip.width)
             pixels = np.concatenate([date.read(source) for date in dates]).astype(dtype, copy=False)
@@ -482,7 +532,10 @@ class Composite:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._stack = ExitStack()
-        self._dataset = self._stack.enter_context(open_raster(path))
+        try:
+            self._dataset = self._stack.enter_context(open_raster(path))
+        except RasterError as error:
+            raise RasterError(error.message, "make it again with: satdiff pair DATA --overwrite") from error
         self.grid = grid_of(self._dataset)
         described = [description or "" for description in self._dataset.descriptions]
         tag = self._dataset.tags().get(STATISTICS_TAG)
@@ -552,7 +605,7 @@ def write_band(
 ) -> None:
     """Write one band (H, W) as a tiled GeoTIFF on a grid."""
     profile = grid_profile(grid, 1, values.dtype.name) | {"nodata": nodata}
-    with rasterio.open(path, "w", **profile) as target:
+    with create_raster(path, profile) as target:
         target.write(values, 1)
         target.set_band_description(1, description)
         if colormap:
@@ -571,7 +624,8 @@ class ProbabilityWriter:
 
     def __init__(self, path: Path, grid: Grid, *, classes: int = 1, tags: Mapping[str, str] | None = None) -> None:
         profile = grid_profile(grid, classes, "uint16") | {"nodata": PROBABILITY_NODATA, "predictor": 2}
-        self._dataset = rasterio.open(path, "w", **profile)
+        self._stack = ExitStack()
+        self._dataset = self._stack.enter_context(create_raster(path, profile))
         self._dataset.scales = (PROBABILITY_SCALE,) * classes
         self._dataset.update_tags(**(tags or {}))
         for band in range(1, classes + 1):
@@ -580,8 +634,8 @@ class ProbabilityWriter:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self._dataset.close()
+    def __exit__(self, *error: Any) -> None:
+        self._stack.__exit__(*error)
 
     def write_rows(self, first_row: int, probability: NDArray[np.float32]) -> None:
         """Write rows (classes, rows, W) of probability in [0, 1]; NaN becomes nodata."""
@@ -612,7 +666,7 @@ def wkt_of_epsg(code: int) -> str:
 
 def write_scene(path: Path, pixels: NDArray[Any], grid: Grid) -> None:
     """Write bands (C, H, W) as a tiled GeoTIFF on a grid."""
-    with rasterio.open(path, "w", **grid_profile(grid, len(pixels), pixels.dtype.name)) as target:
+    with create_raster(path, grid_profile(grid, len(pixels), pixels.dtype.name)) as target:
         target.write(pixels)
 
 

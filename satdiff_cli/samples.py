@@ -41,11 +41,12 @@ class SampleConfig:
 
 def read_sample(
     pair: Pair, window: Window, normalization: Normalization, *, size: int
-) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
+) -> tuple[NDArray[np.float32], NDArray[np.uint8], NDArray[np.bool_]]:
     """Read a window of a pair, padded at the bottom and the right to a square of ``size``.
 
     Returns:
-        Channels, float32 (T, C, size, size), 0 where not valid; label, uint8 (size, size), 255 where not valid.
+        Channels, float32 (T, C, size, size), 0 where not valid; label, uint8 (size, size), 255 where not valid;
+        valid, bool (size, size).
     """
     with raster.Composite(pair.composite) as composite:
         pixels, valid = composite.read(window), composite.read_valid(window)
@@ -58,7 +59,15 @@ def read_sample(
     return (
         np.pad(channels, ((0, 0), (0, 0), *missing)),
         np.pad(label, missing, constant_values=LABEL_IGNORE),
+        np.pad(valid, missing),
     )
+
+
+def read_change(pair: Pair, window: Window) -> NDArray[np.bool_]:
+    """Read where a window of a pair is both valid and labelled as change, (h, w)."""
+    assert pair.label is not None
+    with raster.Composite(pair.composite) as composite:
+        return composite.read_valid(window) & (raster.read_band(pair.label, window) == 1)
 
 
 def to_sample(channels: NDArray[np.float32], label: NDArray[np.uint8]) -> Sample:
@@ -88,7 +97,8 @@ class TileDataset(Dataset[Sample]):
 
     def __getitem__(self, index: int) -> Sample:
         tile = self._tiles[index]
-        return to_sample(*read_sample(self._pairs[tile.pair_id], tile.window, self._normalization, size=self._size))
+        channels, label, _ = read_sample(self._pairs[tile.pair_id], tile.window, self._normalization, size=self._size)
+        return to_sample(channels, label)
 
 
 class CropDataset(Dataset[Sample]):
@@ -115,21 +125,20 @@ class CropDataset(Dataset[Sample]):
         candidates = self._changed if is_change else self._tiles
         tile = candidates[int(rng.integers(len(candidates)))]
         window = self._draw_window(tile, rng, around_change=is_change)
-        channels, label = read_sample(
+        channels, label, valid = read_sample(
             self._pairs[tile.pair_id], window, self._config.normalization, size=self._config.size
         )
-        channels = jitter_dates(channels, label != LABEL_IGNORE, self._config.jitter, rng)
+        channels = jitter_dates(channels, valid, self._config.jitter, rng)
         return to_sample(*self._turn(channels, label, seed=int(rng.integers(2**31))))
 
     def _draw_window(self, tile: Tile, rng: np.random.Generator, *, around_change: bool) -> Window:
-        """Draw a crop inside a tile, on request one that contains a changed pixel drawn at random."""
+        """Draw a crop inside a tile, on request one that contains a valid changed pixel drawn at random."""
         size, whole = self._config.size, tile.window
         height, width = min(size, whole.height), min(size, whole.width)
         row = int(rng.integers(whole.height - height + 1))
         col = int(rng.integers(whole.width - width + 1))
-        label_path = self._pairs[tile.pair_id].label
-        if around_change and label_path is not None:
-            changed = np.argwhere(raster.read_band(label_path, whole) == 1)
+        if around_change:
+            changed = np.argwhere(read_change(self._pairs[tile.pair_id], whole))
             if len(changed):
                 at_row, at_col = changed[rng.integers(len(changed))]
                 row = int(np.clip(at_row - rng.integers(height), 0, whole.height - height))

@@ -37,6 +37,8 @@ def write_submission(
         KeyMismatchError: The prediction lacks an id of the sample, or holds another one.
         ArtifactError: A line that was read back does not give the mask again.
     """
+    if not sample.is_file():
+        raise ArtifactError(f"{sample} does not exist", "name the file with the ids: --sample FILE")
     ids = artifacts.read_sample_ids(sample)
     artifacts.check_keys(
         reader.header.pair_ids, ids, what=f"{reader.path} against {sample}", hint="satdiff predict --scenes test"

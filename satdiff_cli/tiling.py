@@ -40,6 +40,11 @@ class Tile:
     valid_fraction: float
     change_fraction: float
 
+    def fits(self, shape: tuple[int, int]) -> bool:
+        """Whether the tile lies inside a grid of the given height and width."""
+        window = self.window
+        return window.row + window.height <= shape[0] and window.col + window.width <= shape[1]
+
 
 def plan_pair_tiles(pair: Pair, config: TilingConfig) -> list[Tile]:
     """Plan the tiles of one pair and measure them, one row of tiles in memory at a time.

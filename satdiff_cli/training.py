@@ -6,6 +6,7 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -119,7 +120,7 @@ def split_tiles(tiles: Sequence[Tile], pairs: Sequence[Pair], fold: str) -> Spli
         raise ConfigError(
             f"fold {chosen!r} leaves {len(rest)} labelled tiles to train and {len(held_out)} to validate on; "
             f"folds with labels: {have}",
-            "choose another --fold, or more folds: satdiff pair DATA --folds N --overwrite",
+            "choose another --fold; training needs labelled pairs of two sites or more (column site_id of pairs.csv)",
         )
     return Split(chosen, rest, held_out, by_id)
 
@@ -130,9 +131,8 @@ def make_card(config: TrainConfig, split: Split, run: str) -> ModelCard:
     Raises:
         ConfigError: Scenes differ in bands, or a band that is asked for is not there.
     """
-    ids = sorted({tile.pair_id for tile in [*split.train_tiles, *split.validation_tiles]})
-    pairs = [split.pairs[pair_id] for pair_id in ids]
-    bands = common_bands(pairs)
+    tiles = [*split.train_tiles, *split.validation_tiles]
+    bands = common_bands([split.pairs[pair_id] for pair_id in sorted({tile.pair_id for tile in tiles})], tiles)
     is_grey = config.arch == "unetplusplus" and config.input == "grey"
     channels = (GREY,) if is_grey else (config.use_bands or bands)
     normalization = Normalization(config.normalize, bands, tuple(channels))
@@ -154,16 +154,22 @@ def make_card(config: TrainConfig, split: Split, run: str) -> ModelCard:
     )
 
 
-def common_bands(pairs: Sequence[Pair]) -> tuple[str, ...]:
-    """Return the bands that all composites have.
+def common_bands(pairs: Sequence[Pair], tiles: Sequence[Tile]) -> tuple[str, ...]:
+    """Return the bands that all composites have, and see that tiles lie inside them.
 
     Raises:
-        ConfigError: They differ.
+        ConfigError: The bands differ.
+        ArtifactError: A tile leaves its composite, which was made anew since.
     """
     bands: dict[tuple[str, ...], str] = {}
     for pair in pairs:
         with raster.Composite(pair.composite) as composite:
             bands.setdefault(composite.bands, pair.pair_id)
+            outside = [tile for tile in tiles if tile.pair_id == pair.pair_id and not tile.fits(composite.grid.shape)]
+        if outside:
+            raise ArtifactError(
+                f"tile {outside[0].tile_id} leaves its composite {pair.composite}", "satdiff tile DATA --overwrite"
+            )
     if len(bands) > 1:
         (first, one), (second, other) = list(bands.items())[:2]
         raise ConfigError(
@@ -337,11 +343,8 @@ def make_loaders(job: Job) -> tuple[Any, Any, int]:
 def start_run(job: Job, model: nn.Module) -> PretrainedReport | None:
     """Prepare the run folder and the network's first weights; a resumed run has both already."""
     if job.resume:
-        if not (job.folder / checkpoint.LAST_NAME).is_file():
-            raise ArtifactError(
-                f"run {job.folder} has no {checkpoint.LAST_NAME} to go on from",
-                "start it anew: satdiff train --overwrite",
-            )
+        require_same_run(job)
+        write_config(job)
         return None
     channels = load_plugin("models", job.config.arch).input_channels(job.card)
     report = load_encoder_weights(
@@ -354,9 +357,48 @@ def start_run(job: Job, model: nn.Module) -> PretrainedReport | None:
     for name in (checkpoint.WEIGHTS_NAME, checkpoint.CARD_NAME, checkpoint.HISTORY_NAME, checkpoint.LAST_NAME):
         (job.folder / name).unlink(missing_ok=True)
     (job.folder / artifacts.MANIFEST_NAME).unlink(missing_ok=True)
+    write_config(job)
+    return report
+
+
+def write_config(job: Job) -> None:
+    """Write the resolved settings into the run folder."""
     with artifacts.write_file(job.folder / checkpoint.CONFIG_NAME) as temporary:
         temporary.write_text(tomli_w.dumps(job.config.as_dict()), encoding="utf-8")
-    return report
+
+
+def require_same_run(job: Job) -> None:
+    """Require what a run left behind to fit the settings and the data that it shall go on with.
+
+    Raises:
+        ArtifactError: There is no readable last checkpoint.
+        ConfigError: The network, the bands or the split are others.
+    """
+    anew = "start it anew: satdiff train --overwrite"
+    last = job.folder / checkpoint.LAST_NAME
+    if not last.is_file():
+        raise ArtifactError(f"run {job.folder} has no {last.name} to go on from", anew)
+    try:
+        torch.load(last, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:  # a damaged file can fail in any way
+        raise ArtifactError(f"{last} cannot be read: {str(error)[:200]}", anew) from error
+    before = checkpoint.read_card(job.folder).describe_task()
+    now = job.card.describe_task()
+    changed = [name for name, value in now.items() if value != before[name]]
+    if changed:
+        raise ConfigError(
+            f"run {job.folder} cannot go on with other {', '.join(changed)}: it was {before[changed[0]]}, "
+            f"now it is {now[changed[0]]}",
+            "start another run with --name, or this one anew with --overwrite",
+        )
+
+
+def discard_unstarted(job: Job) -> None:
+    """Remove the folder of a run that has not finished an epoch, so that the same command works again."""
+    if not (job.folder / checkpoint.CARD_NAME).exists():
+        (job.folder / checkpoint.CONFIG_NAME).unlink(missing_ok=True)
+        with suppress(OSError):  # something else lies there
+            job.folder.rmdir()
 
 
 def fit(job: Job, report: Callable[[Progress], None]) -> TrainingSummary:
@@ -372,29 +414,16 @@ def fit(job: Job, report: Callable[[Progress], None]) -> TrainingSummary:
     quiet_lightning()
     lightning.seed_everything(job.config.seed, verbose=False)
     model = checkpoint.build_model(job.card)
-    pretrained = start_run(job, model)
-    train, validation, steps = make_loaders(job)
-    writer = RunWriter(job, report)
-    stopper = EarlyStopping("val_iou", mode="max", patience=job.config.patience, verbose=False)
     device = checkpoint.pick_device(job.device)
     precision = "bf16-mixed" if checkpoint.supports_bf16(device) else "32-true"
-    trainer = lightning.Trainer(
-        accelerator="cpu" if device.type == "cpu" else "gpu",
-        devices=1 if device.index is None else [device.index],
-        max_epochs=job.config.epochs,
-        precision=precision,  # type: ignore[arg-type]
-        callbacks=[stopper, writer],
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-        gradient_clip_val=1.0,
-    )
-    module = ChangeModule(model, job.config, steps)
+    writer = RunWriter(job, report)
+    stopper = EarlyStopping("val_iou", mode="max", patience=job.config.patience, verbose=False)
     try:
+        pretrained = start_run(job, model)
+        train, validation, steps = make_loaders(job)
+        trainer = make_trainer(job, device, precision, [stopper, writer])
         trainer.fit(
-            module,
+            ChangeModule(model, job.config, steps),
             train,
             validation,
             ckpt_path=job.folder / checkpoint.LAST_NAME if job.resume else None,
@@ -404,6 +433,9 @@ def fit(job: Job, report: Callable[[Progress], None]) -> TrainingSummary:
         if trainer.state.status != TrainerStatus.INTERRUPTED:
             raise
         raise interruption(job, writer) from None
+    finally:
+        if not job.resume:
+            discard_unstarted(job)
     card = checkpoint.read_card(job.folder)
     write_run_manifest(job, card)
     return TrainingSummary(
@@ -416,10 +448,27 @@ def fit(job: Job, report: Callable[[Progress], None]) -> TrainingSummary:
     )
 
 
+def make_trainer(job: Job, device: torch.device, precision: str, callbacks: list[Callback]) -> lightning.Trainer:
+    """Set up Lightning without its own logs, checkpoints and bars."""
+    return lightning.Trainer(
+        accelerator="cpu" if device.type == "cpu" else "gpu",
+        devices=1 if device.index is None else [device.index],
+        max_epochs=job.config.epochs,
+        precision=precision,  # type: ignore[arg-type]
+        callbacks=callbacks,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        gradient_clip_val=1.0,
+    )
+
+
 def interruption(job: Job, writer: RunWriter) -> TrainingInterruptedError:
     """Say what an interrupted training left behind."""
     if not writer.history:
-        return TrainingInterruptedError("training stopped before the first epoch was finished; nothing is saved")
+        return TrainingInterruptedError("training stopped before its first epoch was finished; nothing is saved")
     return TrainingInterruptedError(
         f"training stopped after epoch {len(writer.history)}; best and last weights are in {job.folder}",
         f"go on with: satdiff train --resume --name {job.folder.name}",

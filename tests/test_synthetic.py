@@ -6,7 +6,9 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from satdiff_cli.errors import ConfigError
-from satdiff_cli.synthetic import SyntheticPair, blur_and_shift, plan_corners, render_pair, smooth_noise
+from satdiff_cli.synthetic import SyntheticPair, plan_corners, render_pair
+from satdiff_cli.synthetic.appearance import blur_and_shift
+from satdiff_cli.synthetic.shapes import smooth_noise
 
 SHAPE = (300, 420)
 

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from satdiff_cli.artifacts import read_json
 from satdiff_cli.commands import _options as options
 from satdiff_cli.commands.ensemble import ensemble
 from satdiff_cli.commands.evaluate import evaluate
@@ -177,6 +176,8 @@ def run_steps(folders: DemoFolders, *, epochs: int, steps: int, seed: int, devic
 
 def combine(folders: DemoFolders) -> None:
     """Average the networks; the threshold of the average is the best one on the validation fold."""
+    from satdiff_cli.artifacts import read_json
+
     held_out = [folders.prediction(f"oof_{arch}") for arch in MODELS]
     held_out_mean = folders.prediction("oof_ensemble")
     step(f"ensemble {' '.join(map(str, held_out))} --out {held_out_mean}")

@@ -11,7 +11,7 @@ Mean = Literal["arithmetic", "geometric"]
 
 
 def ensemble(
-    predictions: Annotated[list[Path], typer.Argument(help="Predictions: .pkl files or folders.")],
+    predictions: Annotated[list[Path], typer.Argument(help="Predictions: .pkl files, folders, or names.")],
     weights: Annotated[
         str | None, typer.Option("--weights", help="Weight of each prediction, with commas.", show_default="equal")
     ] = None,
@@ -26,6 +26,7 @@ def ensemble(
         Path | None,
         typer.Option("--ids", help="Sample submission that names the pairs of bare lists, in its order."),
     ] = None,
+    data: options.DataOption = options.DEFAULT_DATA,
     out: Annotated[
         Path | None,
         typer.Option("--out", help="Prediction to write.", show_default="ensemble.pkl beside the first"),
@@ -44,10 +45,11 @@ def ensemble(
     from satdiff_cli import predictions as core
 
     factors = core.parse_weights(weights, len(predictions))
-    target = core.Target.at(out or predictions[0].parent / "ensemble", overwrite=overwrite)
+    found = [core.resolve_prediction(path, data) for path in predictions]
+    target = core.Target.at(out or found[0].parent / core.ENSEMBLE, overwrite=overwrite)
     with options.progress_bar("averaging", None) as bar:
         header = core.write_ensemble(
-            predictions,
+            found,
             core.EnsembleConfig(factors, mean == "geometric", threshold),
             target,
             ids=ids,

@@ -58,10 +58,11 @@ def evaluate(
         scores = evaluation.evaluate_prediction(
             reader, evaluation.find_labels(data, labels), threshold=cut, allow_missing=allow_missing
         )
-    json_path = out or path.with_name(f"{path.stem}_scores.json")
+    name = path.name.removesuffix(".pkl")
+    json_path = out or path.with_name(f"{name}_scores.json")
     artifacts.write_json(json_path, scores.as_dict())
     if not as_json:
-        print_table(scores, f"{path.stem}, threshold {cut:.3f} ({origin})", with_best=best_threshold)
+        print_table(scores, f"{name}, threshold {cut:.3f} ({origin})", with_best=best_threshold)
     next_command = f"satdiff export {path} --as png{options.data_flag(data)}"
     options.finish(artifacts.replace_nan(scores.as_dict()), path=json_path, next_command=next_command, as_json=as_json)
 

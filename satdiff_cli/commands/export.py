@@ -46,7 +46,7 @@ def export(
 
     output = load_plugin("outputs", kind)
     path = predictions.resolve_prediction(prediction, data)
-    folder = out or data / "exports" / f"{path.stem}_{kind}"
+    folder = out or data / "exports" / f"{path.name.removesuffix('.pkl')}_{kind}"
     with (
         predictions.open_prediction(path, ids) as reader,
         artifacts.write_folder(folder, overwrite=overwrite) as temporary,

@@ -83,6 +83,8 @@ def pair(
         for problem in found.problems:
             options.say(f"  {problem.source}: {problem.item}: {problem.reason}")
         return
+    if not allow_missing:
+        pairing.raise_for_problems(found, project)
     with (
         artifacts.write_folder(project / artifacts.COMPOSITES_DIR, overwrite=overwrite) as folder,
         options.progress_bar("pairing", len(found.pairs)) as bar,
@@ -96,7 +98,7 @@ def pair(
         )
         artifacts.write_table(report_path, pairing.tabulate_report(found, outcomes, project))
         if not allow_missing:
-            pairing.raise_for_failures(found, outcomes, report_path)
+            pairing.raise_for_failures(outcomes, report_path)
         rows = pairing.tabulate_pairs(outcomes, found.test_ids, project, config)
         artifacts.write_manifest(folder, pairing.describe_composites(outcomes, project, config))
         artifacts.write_table(project / artifacts.PAIRS_CSV, rows)

@@ -45,6 +45,8 @@ class SiameseNetwork(nn.Module):
 
     def __init__(self, encoder: str, decoder: str, *, channels: int, classes: int, fusion: str) -> None:
         super().__init__()
+        if decoder.lower() == "dpt":
+            raise ValueError("decoder dpt needs the tokens of a vision transformer, which two dates do not share")
         base = smp.create_model(decoder, encoder, encoder_weights=None, in_channels=channels, classes=classes)
         self.encoder, self.decoder, self.head = base.encoder, base.decoder, base.segmentation_head
         # Level 0 is the image itself, which decoders do not look at.

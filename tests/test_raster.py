@@ -1,0 +1,535 @@
+"""Composites and probability rasters, reopened with rasterio after they were written."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import rasterio
+from numpy.typing import NDArray
+from rasterio.enums import ColorInterp
+from rasterio.transform import Affine, from_origin
+from rasterio.warp import transform
+from scipy import ndimage
+
+from satdiff_cli import raster
+from satdiff_cli.errors import ConfigError, RasterError
+from satdiff_cli.pairing import read_label
+from satdiff_cli.raster import Composite, CompositeSummary, Grid, ProbabilityWriter
+from satdiff_cli.windows import Window
+
+SHAPE = (60, 85)
+UTM = raster.wkt_of_epsg(32637)
+DEGREES = raster.wkt_of_epsg(4326)
+WEST, NORTH, PIXEL = 410_000.0, 6_170_000.0, 2.0  # [m]
+UTM_TRANSFORM = tuple(from_origin(WEST, NORTH, PIXEL, PIXEL))[:6]
+
+Summary = CompositeSummary
+Pixels = NDArray[Any]
+
+
+def utm_grid(shape: tuple[int, int] = SHAPE, *, shift_px: tuple[float, float] = (0, 0)) -> Grid:
+    """Make a grid of 2 m pixels; the shift goes down and right [px]."""
+    moved = Affine(*UTM_TRANSFORM) @ Affine.translation(shift_px[1], shift_px[0])
+    return Grid(*shape, UTM, tuple(moved)[:6])
+
+
+def render_bands(seed: int, bands: int = 4, shape: tuple[int, int] = SHAPE) -> NDArray[np.uint16]:
+    """Render positive noise, so that no pixel could be taken for one without data."""
+    return np.random.default_rng(seed).integers(1, 1024, (bands, *shape)).astype(np.uint16)
+
+
+def write_tif(
+    path: Path,
+    pixels: Pixels,
+    grid: Grid | None = None,
+    *,
+    mask: NDArray[np.bool_] | None = None,
+    colours: Sequence[ColorInterp] = (),
+    **profile: Any,
+) -> Path:
+    """Write a file the way other tools do."""
+    place = {"crs": grid.crs, "transform": grid.affine} if grid else {}
+    profile = {"photometric": "minisblack", "alpha": "no", **place, **profile}
+    size = {"count": pixels.shape[0], "height": pixels.shape[1], "width": pixels.shape[2], "dtype": pixels.dtype.name}
+    with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True), rasterio.open(path, "w", driver="GTiff", **size, **profile) as out:
+        if colours:
+            out.colorinterp = colours
+        out.write(pixels)
+        if mask is not None:
+            out.write_mask(mask)
+    return path
+
+
+def stack(before: Path, after: Path, *, bands: Sequence[str] | None = None, **options: Any) -> tuple[Path, Summary]:
+    """Write the composite of two scenes beside them."""
+    out = before.with_name("composite.tif")
+    return out, raster.write_composite(before, after, out, bands=bands, **options)
+
+
+def read_all(path: Path) -> tuple[Pixels, NDArray[np.bool_]]:
+    with Composite(path) as composite:
+        whole = Window(0, 0, *composite.grid.shape)
+        return composite.read(whole), composite.read_valid(whole)
+
+
+def find_valid(folder: Path, before: Path) -> NDArray[np.bool_]:
+    """Stack a scene with one that is valid everywhere and return what is valid."""
+    with rasterio.open(before) as dataset:
+        count = sum(meaning != ColorInterp.alpha for meaning in dataset.colorinterp)
+        after = np.ones((count, *dataset.shape), dataset.dtypes[0])
+    write_tif(folder / "after.tif", after, utm_grid(after.shape[1:]))
+    return read_all(stack(before, folder / "after.tif")[0])[1]
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "int16", "float32"])
+def test_scenes_on_the_same_grid_pass_through_bit_for_bit(tmp_path: Path, dtype: str) -> None:
+    before, after = ((render_bands(seed) % 250 + 1).astype(dtype) for seed in (1, 2))
+    write_tif(tmp_path / "b.tif", before, utm_grid())
+    write_tif(tmp_path / "a.tif", after, utm_grid())
+    path, summary = stack(tmp_path / "b.tif", tmp_path / "a.tif")
+    pixels, valid = read_all(path)
+    np.testing.assert_array_equal(pixels, np.concatenate([before, after]))
+    assert pixels.dtype == dtype
+    assert valid.all()
+    assert summary == Summary(
+        summary.grid, summary.grid, Window(0, 0, *SHAPE), ("red", "green", "blue", "nir"), 1.0, ""
+    )
+    assert summary.grid.is_same(utm_grid())
+
+
+def test_a_composite_is_a_tiled_geotiff_with_names_crs_and_internal_mask(tmp_path: Path) -> None:
+    shape = (300, 517)
+    for name in ("b", "a"):
+        write_tif(tmp_path / f"{name}.tif", render_bands(1, shape=shape), utm_grid(shape))
+    path, _ = stack(tmp_path / "b.tif", tmp_path / "a.tif", bands=("r", "g", "b", "n"))
+    with rasterio.open(path) as dataset:
+        assert dataset.shape == shape
+        assert dataset.block_shapes == [(256, 256)] * 8
+        assert dataset.descriptions == tuple(f"{date}_{band}" for date in ("before", "after") for band in "rgbn")
+        assert dataset.crs == rasterio.crs.CRS.from_epsg(32637)
+        assert tuple(dataset.transform)[:6] == UTM_TRANSFORM
+        assert all(flags == [rasterio.enums.MaskFlags.per_dataset] for flags in dataset.mask_flag_enums)
+    assert not list(tmp_path.glob("*.msk"))
+    assert not list(tmp_path.glob("*.aux.xml"))
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 40), (513, 3)])
+def test_scenes_of_one_pixel_row_or_column_are_stacked(tmp_path: Path, shape: tuple[int, int]) -> None:
+    before, after = render_bands(1, 3, shape), render_bands(2, 3, shape)
+    write_tif(tmp_path / "b.tif", before, utm_grid(shape))
+    write_tif(tmp_path / "a.tif", after, utm_grid(shape))
+    pixels, valid = read_all(stack(tmp_path / "b.tif", tmp_path / "a.tif")[0])
+    np.testing.assert_array_equal(pixels, np.concatenate([before, after]))
+    assert valid.all()
+
+
+def test_band_names_come_from_the_file_where_it_describes_them(tmp_path: Path) -> None:
+    for name in ("b", "a"):
+        write_tif(tmp_path / f"{name}.tif", render_bands(1, 2), utm_grid())
+    with rasterio.open(tmp_path / "b.tif", "r+") as dataset:
+        dataset.descriptions = ("Pan", "SWIR")
+    assert stack(tmp_path / "b.tif", tmp_path / "a.tif")[1].bands == ("pan", "swir")
+    with pytest.raises(ConfigError, match="names 3 bands"):
+        stack(tmp_path / "b.tif", tmp_path / "a.tif", bands=("x", "y", "z"))
+
+
+def test_windows_and_previews_of_a_composite_are_read(tmp_path: Path) -> None:
+    before = render_bands(1)
+    write_tif(tmp_path / "b.tif", before, utm_grid())
+    path, _ = stack(tmp_path / "b.tif", write_tif(tmp_path / "a.tif", render_bands(2), utm_grid()))
+    with Composite(path) as composite:
+        assert (composite.dates, composite.bands) == (2, ("red", "green", "blue", "nir"))
+        window = Window(7, 33, 20, 41)
+        np.testing.assert_array_equal(composite.read(window)[:4], before[(slice(None), *window.slices)])
+        assert composite.read_valid(window).shape == (20, 41)
+        pixels, valid = composite.read_preview(17)
+        assert pixels.shape == (8, 12, 17)
+        assert valid.shape == (12, 17)
+        assert composite.read_preview(1000)[0].shape == (8, *SHAPE)
+
+
+def test_crops_of_one_larger_scene_pass_through_bit_for_bit_where_both_cover(tmp_path: Path) -> None:
+    larger_before, larger_after = render_bands(1, shape=(140, 170)), render_bands(2, shape=(140, 170))
+    write_tif(tmp_path / "b.tif", larger_before[:, 10:110, 5:100], utm_grid((100, 95), shift_px=(10, 5)))
+    write_tif(tmp_path / "a.tif", larger_after[:, 31:140, 0:81], utm_grid((109, 81), shift_px=(31, 0)))
+    path, summary = stack(tmp_path / "b.tif", tmp_path / "a.tif", resampling="cubic")
+    assert summary.window == Window(21, 0, 79, 76)
+    assert summary.resampled == ""
+    pixels, valid = read_all(path)
+    assert valid.all()
+    np.testing.assert_array_equal(pixels[:4], larger_before[:, 31:110, 5:81])
+    np.testing.assert_array_equal(pixels[4:], larger_after[:, 31:110, 5:81])
+    assert raster.read_grid(path).is_same(utm_grid((79, 76), shift_px=(31, 5)))
+
+
+def test_a_scene_inside_the_other_gives_the_smaller_ones_area(tmp_path: Path) -> None:
+    after = render_bands(2, shape=(20, 30))
+    write_tif(tmp_path / "b.tif", render_bands(1), utm_grid())
+    write_tif(tmp_path / "a.tif", after, utm_grid((20, 30), shift_px=(13, 44)))
+    path, summary = stack(tmp_path / "b.tif", tmp_path / "a.tif")
+    assert summary.window == Window(13, 44, 20, 30)
+    np.testing.assert_array_equal(read_all(path)[0][4:], after)
+
+
+def degree_grid(shape: tuple[int, int]) -> Grid:
+    """Make a grid in degrees, of about 2 m pixels, that begins 25 m inside the UTM grid of the tests."""
+    lons, lats = transform(UTM, DEGREES, [WEST + 25, WEST + 27], [NORTH - 25, NORTH - 27])
+    return Grid(*shape, DEGREES, (lons[1] - lons[0], 0.0, lons[0], 0.0, lats[1] - lats[0], lats[0]))
+
+
+@pytest.mark.parametrize("resampling", ["nearest", "bilinear", "cubic", "lanczos"])
+def test_a_scene_in_another_crs_lands_where_it_lies_on_the_ground(
+    tmp_path: Path, resampling: raster.Resampling
+) -> None:
+    after_grid = degree_grid((90, 70))
+    after = np.full((2, *after_grid.shape), 100, np.uint16)
+    after[:, 30:40, 20:32] = 900  # centre at row 35, column 26, counted in pixel borders
+    write_tif(tmp_path / "b.tif", render_bands(1, 2), utm_grid())
+    write_tif(tmp_path / "a.tif", after, after_grid)
+    path, summary = stack(tmp_path / "b.tif", tmp_path / "a.tif", resampling=resampling)
+    assert summary.resampled == resampling
+    assert raster.read_grid(path).is_same(utm_grid().crop(summary.window))
+    footprint = np.array([after_grid.affine @ corner for corner in ((0, 0), (70, 0), (0, 90), (70, 90))]).T
+    xs, ys = (np.array(values) for values in transform(DEGREES, UTM, *footprint))
+    assert summary.window.row == pytest.approx(np.floor((NORTH - ys.max()) / PIXEL), abs=1)
+    assert summary.window.col == pytest.approx(np.floor((xs.min() - WEST) / PIXEL), abs=1)
+
+    pixels, valid = read_all(path)
+    bright = np.where(valid & (pixels[2] > 500), 1, 0)
+    centre = np.array(ndimage.center_of_mass(bright)) + 0.5  # pixel centres → borders
+    lon, lat = after_grid.affine @ (26, 35)
+    x, y = (values[0] for values in transform(DEGREES, UTM, [lon], [lat]))
+    expected = np.array([(NORTH - y) / PIXEL, (x - WEST) / PIXEL]) - [summary.window.row, summary.window.col]
+    np.testing.assert_allclose(centre, expected, atol=0.6)
+    assert bright.sum() == pytest.approx(10 * 12, rel=0.25)
+    around = ndimage.binary_dilation(bright, iterations=8)  # where kernels with negative weights ring
+    assert set(np.unique(pixels[2:, valid & ~around])) == {100}  # nothing mixed with the empty outside
+
+
+def test_a_scene_shifted_by_part_of_a_pixel_is_resampled_and_only_valid_where_it_lies(tmp_path: Path) -> None:
+    rows, cols = np.mgrid[0 : SHAPE[0], 0 : SHAPE[1]].astype(np.float32)
+    plane = (1000 + 3 * rows + 7 * cols)[None]
+    write_tif(tmp_path / "b.tif", plane, utm_grid())
+    write_tif(tmp_path / "a.tif", plane, utm_grid(shift_px=(0.25, -0.5)))
+    path, summary = stack(tmp_path / "b.tif", tmp_path / "a.tif")
+    assert summary.resampled == "bilinear"
+    pixels, valid = read_all(path)
+    inner = (slice(2, -2), slice(2, -2))
+    assert valid[inner].all()
+    # The after pixel under before pixel (r, c) lies at (r - 0.25, c + 0.5) of its own grid.
+    np.testing.assert_allclose((pixels[1] - pixels[0])[inner], -0.25 * 3 + 0.5 * 7, atol=0.02)
+
+
+@pytest.mark.parametrize("resampling", ["bilinear", "cubic", "lanczos"])
+@pytest.mark.parametrize("factor", [1.0, 2.3, 0.4])
+def test_resampling_never_mixes_invalid_pixels_into_valid_ones(
+    tmp_path: Path, resampling: raster.Resampling, factor: float
+) -> None:
+    shape = (round(SHAPE[0] * factor), round(SHAPE[1] * factor))
+    place = Affine(*UTM_TRANSFORM) @ Affine.translation(0.3, 0.3) @ Affine.scale(1 / factor)
+    after = np.full((1, *shape), 500, np.float32)
+    for row, col in ((shape[0] // 2, shape[1] // 2), (shape[0] // 3, shape[1] // 4)):
+        after[0, row, col] = np.nan
+    write_tif(tmp_path / "b.tif", np.full((1, *SHAPE), 500, np.float32), utm_grid())
+    write_tif(tmp_path / "a.tif", after, Grid(*shape, UTM, tuple(place)[:6]))
+    path, summary = stack(tmp_path / "b.tif", tmp_path / "a.tif", resampling=resampling)
+    pixels, valid = read_all(path)
+    assert summary.resampled == resampling
+    assert 0.5 < valid.mean() < 1
+    np.testing.assert_allclose(pixels[:, valid], 500, rtol=1e-4)
+    with Composite(path) as composite:
+        assert np.isfinite(composite.statistics.mean).all()
+
+
+def test_scenes_without_overlap_are_refused_by_name(tmp_path: Path) -> None:
+    write_tif(tmp_path / "before.tif", render_bands(1), utm_grid())
+    far = utm_grid(shift_px=(0, SHAPE[1]))  # shares one edge and no pixel
+    write_tif(tmp_path / "after.tif", render_bands(2), far)
+    with pytest.raises(RasterError, match=r"before\.tif and after\.tif do not overlap"):
+        stack(tmp_path / "before.tif", tmp_path / "after.tif")
+
+
+def test_scenes_without_a_valid_pixel_in_common_are_refused(tmp_path: Path) -> None:
+    before, after = render_bands(1), render_bands(2)
+    before[:, :, :50], after[:, :, 40:] = 0, 0
+    write_tif(tmp_path / "b.tif", before, utm_grid())
+    write_tif(tmp_path / "a.tif", after, utm_grid())
+    with pytest.raises(RasterError, match="no valid pixel in common"):
+        stack(tmp_path / "b.tif", tmp_path / "a.tif")
+
+
+def test_scenes_without_georeferencing_need_the_same_size(tmp_path: Path) -> None:
+    before, after = render_bands(1, 3), render_bands(2, 3)
+    write_tif(tmp_path / "b.tif", before)
+    write_tif(tmp_path / "a.tif", after)
+    write_tif(tmp_path / "wide.tif", render_bands(3, 3, SHAPE[::-1]))
+    path, summary = stack(tmp_path / "b.tif", tmp_path / "a.tif")
+    np.testing.assert_array_equal(read_all(path)[0], np.concatenate([before, after]))
+    assert not summary.grid.is_georeferenced
+    with pytest.raises(RasterError, match="60 × 85 px and 85 × 60 px, and not both are georeferenced"):
+        stack(tmp_path / "b.tif", tmp_path / "wide.tif")
+
+
+def test_scenes_of_which_one_is_georeferenced_are_stacked_on_the_before_grid(tmp_path: Path) -> None:
+    write_tif(tmp_path / "b.tif", render_bands(1), utm_grid())
+    write_tif(tmp_path / "a.tif", render_bands(2))
+    assert stack(tmp_path / "b.tif", tmp_path / "a.tif")[1].grid.is_same(utm_grid())
+    assert not stack(tmp_path / "a.tif", tmp_path / "b.tif")[1].grid.is_georeferenced
+
+
+def test_dates_with_different_bands_are_refused(tmp_path: Path) -> None:
+    write_tif(tmp_path / "b.tif", render_bands(1, 3), utm_grid())
+    write_tif(tmp_path / "a.tif", render_bands(2, 4), utm_grid())
+    with pytest.raises(RasterError, match=r"b\.tif has 3 bands and .*a\.tif has 4"):
+        stack(tmp_path / "b.tif", tmp_path / "a.tif")
+
+
+def test_zeros_at_the_border_are_invalid_and_inner_ones_are_not(tmp_path: Path) -> None:
+    before = render_bands(1)
+    expected = np.ones(SHAPE, bool)
+    expected[:20, :10] = False
+    expected[20:25, 4] = False  # connected to the corner
+    before[:, ~expected] = 0
+    before[:, 40:44, 50:57] = 0  # dark water
+    before[:, 25, 5] = 0  # touches the corner's region by its own corner alone, so it stays
+    before[:3, -1, :] = 0  # one band still sees something
+    np.testing.assert_array_equal(find_valid(tmp_path, write_tif(tmp_path / "b.tif", before, utm_grid())), expected)
+
+
+def test_a_nodata_value_decides_alone(tmp_path: Path) -> None:
+    before = render_bands(1)
+    before[:, :5, :9] = 7
+    before[:, -5:] = 0
+    before[0, 30, 30] = 7  # one band only: another one still sees something
+    expected = np.ones(SHAPE, bool)
+    expected[:5, :9] = False
+    path = write_tif(tmp_path / "b.tif", before, utm_grid(), nodata=7)
+    np.testing.assert_array_equal(find_valid(tmp_path, path), expected)
+
+
+def test_an_alpha_band_decides_and_is_no_image_band(tmp_path: Path) -> None:
+    before = (render_bands(1) % 200 + 1).astype(np.uint8)
+    before[3], before[3, 50:, 70:] = 255, 0
+    before[:3, :4] = 0
+    colours = (ColorInterp.red, ColorInterp.green, ColorInterp.blue, ColorInterp.alpha)
+    path = write_tif(tmp_path / "b.tif", before, utm_grid(), colours=colours, alpha="yes", photometric="rgb")
+    expected = np.ones(SHAPE, bool)
+    expected[50:, 70:] = False
+    np.testing.assert_array_equal(find_valid(tmp_path, path), expected)
+    assert raster.read_grid(tmp_path / "composite.tif").shape == SHAPE
+    with Composite(tmp_path / "composite.tif") as composite:
+        assert composite.bands == ("red", "green", "blue")
+
+
+def test_a_mask_band_decides(tmp_path: Path) -> None:
+    before = render_bands(1)
+    before[:, :4] = 0
+    mask = np.ones(SHAPE, bool)
+    mask[11:13, 20:70] = False
+    path = write_tif(tmp_path / "b.tif", before, utm_grid(), mask=mask)
+    np.testing.assert_array_equal(find_valid(tmp_path, path), mask)
+
+
+@pytest.mark.parametrize("nodata", [None, -9999.0, float("nan")])
+def test_nan_and_infinity_are_invalid_whatever_else_the_file_says(tmp_path: Path, nodata: float | None) -> None:
+    before = render_bands(1).astype(np.float32)
+    before[2, 30, 41], before[0, 31, 41], before[:, 50, 3] = np.nan, np.inf, np.nan
+    expected = np.isfinite(before).all(axis=0)
+    path = write_tif(tmp_path / "b.tif", before, utm_grid(), nodata=nodata)
+    np.testing.assert_array_equal(find_valid(tmp_path, path), expected)
+    with Composite(tmp_path / "composite.tif") as composite:
+        assert np.isfinite(composite.statistics.covariance).all()
+
+
+def test_a_pixel_is_valid_only_if_both_dates_saw_it(tmp_path: Path) -> None:
+    before, after = render_bands(1), render_bands(2)
+    before[:, :7], after[:, :, :9] = 0, 0
+    write_tif(tmp_path / "b.tif", before, utm_grid())
+    write_tif(tmp_path / "a.tif", after, utm_grid())
+    path, summary = stack(tmp_path / "b.tif", tmp_path / "a.tif")
+    expected = np.zeros(SHAPE, bool)
+    expected[7:, 9:] = True
+    np.testing.assert_array_equal(read_all(path)[1], expected)
+    assert summary.valid_fraction == pytest.approx(expected.mean())
+
+
+def test_two_bands_of_bytes_a_date_are_not_taken_for_colours_and_alpha(tmp_path: Path) -> None:
+    before, after = ((render_bands(seed, 2) % 200 + 1).astype(np.uint8) for seed in (1, 2))
+    after[1, 20:40, 30:60] = 0
+    write_tif(tmp_path / "b.tif", before, utm_grid())
+    write_tif(tmp_path / "a.tif", after, utm_grid())
+    path, _ = stack(tmp_path / "b.tif", tmp_path / "a.tif")
+    pixels, valid = read_all(path)
+    np.testing.assert_array_equal(pixels, np.concatenate([before, after]))
+    assert valid.all()
+    with rasterio.open(path) as dataset:
+        assert ColorInterp.alpha not in dataset.colorinterp
+
+
+def test_a_scene_of_four_bands_of_bytes_keeps_its_fourth(tmp_path: Path) -> None:
+    pixels = (render_bands(1) % 200 + 1).astype(np.uint8)
+    raster.write_scene(tmp_path / "b.tif", pixels, utm_grid())
+    raster.write_scene(tmp_path / "a.tif", pixels, utm_grid())
+    assert stack(tmp_path / "b.tif", tmp_path / "a.tif")[1].bands == ("red", "green", "blue", "nir")
+
+
+def test_a_ready_made_composite_is_taken_apart_into_its_dates(tmp_path: Path) -> None:
+    both = render_bands(1, 8)
+    both[:4, :, :6], both[4:, :8] = 0, 0
+    path, summary = stack(*[write_tif(tmp_path / "ready.tif", both, utm_grid())] * 2)
+    pixels, valid = read_all(path)
+    np.testing.assert_array_equal(pixels, both)
+    expected = np.zeros(SHAPE, bool)
+    expected[8:, 6:] = True
+    np.testing.assert_array_equal(valid, expected)
+    assert summary.bands == ("red", "green", "blue", "nir")
+    assert summary.window == Window(0, 0, *SHAPE)
+
+
+def test_the_nodata_value_of_a_ready_made_composite_counts_for_each_date(tmp_path: Path) -> None:
+    both = render_bands(1, 8)
+    both[:4, :, :6], both[4:, :8] = 0, 0
+    path, _ = stack(*[write_tif(tmp_path / "ready.tif", both, utm_grid(), nodata=0)] * 2)
+    expected = np.zeros(SHAPE, bool)
+    expected[8:, 6:] = True
+    np.testing.assert_array_equal(read_all(path)[1], expected)
+
+
+def test_a_ready_made_composite_with_an_odd_number_of_bands_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(RasterError, match="has 7 bands"):
+        stack(*[write_tif(tmp_path / "ready.tif", render_bands(1, 7), utm_grid())] * 2)
+
+
+def test_the_statistics_of_a_composite_equal_those_of_numpy_over_valid_pixels(tmp_path: Path) -> None:
+    before, after = render_bands(1, shape=(610, 45)), render_bands(2, shape=(610, 45))
+    before[:, 500:, :20] = 0
+    write_tif(tmp_path / "b.tif", before, utm_grid((610, 45)))
+    write_tif(tmp_path / "a.tif", after, utm_grid((610, 45)))
+    path, _ = stack(tmp_path / "b.tif", tmp_path / "a.tif")
+    pixels, valid = read_all(path)
+    values = pixels[:, valid].astype(np.float64)
+    with Composite(path) as composite:
+        statistics = composite.statistics
+    assert statistics.count == valid.sum()
+    np.testing.assert_allclose(statistics.mean, values.mean(axis=1), rtol=1e-12)
+    np.testing.assert_allclose(statistics.covariance, np.cov(values, bias=True), rtol=1e-9, atol=1e-9)
+    with rasterio.open(path) as dataset:
+        assert json.loads(dataset.tags()[raster.STATISTICS_TAG])["count"] == valid.sum()
+        tags = dataset.tags(3)
+    assert float(tags["STATISTICS_MEAN"]) == pytest.approx(values[2].mean(), rel=1e-5)
+    assert float(tags["STATISTICS_STDDEV"]) == pytest.approx(values[2].std(), rel=1e-5)
+
+
+def test_other_rasters_and_damaged_files_are_no_composite(tmp_path: Path) -> None:
+    scene = write_tif(tmp_path / "scene.tif", render_bands(1, 8), utm_grid())
+    with pytest.raises(RasterError, match=r"scene\.tif is no composite"):
+        Composite(scene)
+    with pytest.raises(RasterError, match="does not exist"):
+        Composite(tmp_path / "missing.tif")
+    (tmp_path / "text.tif").write_text("no raster", encoding="utf-8")
+    with pytest.raises(RasterError, match=r"text\.tif cannot be read as a raster"):
+        Composite(tmp_path / "text.tif")
+
+
+def test_a_scene_that_breaks_off_names_the_file(tmp_path: Path) -> None:
+    path = write_tif(tmp_path / "b.tif", render_bands(1, shape=(300, 400)), utm_grid((300, 400)), compress="deflate")
+    write_tif(tmp_path / "a.tif", render_bands(2, shape=(300, 400)), utm_grid((300, 400)))
+    path.write_bytes(path.read_bytes()[:-100_000])
+    with pytest.raises(RasterError, match=r"b\.tif"):
+        stack(path, tmp_path / "a.tif")
+
+
+def summarize(window: Window, before: Grid) -> Summary:
+    return Summary(before.crop(window), before, window, ("red",), 1.0, "")
+
+
+def test_a_label_on_the_before_grid_is_cropped_to_the_composite(tmp_path: Path) -> None:
+    label = np.random.default_rng(0).choice(np.array([0, 1, 255], np.uint8), SHAPE)
+    path = write_tif(tmp_path / "label.tif", label[None], utm_grid())
+    window = Window(13, 30, 20, 41)
+    np.testing.assert_array_equal(read_label(path, summarize(window, utm_grid()), change_value=1), label[window.slices])
+
+
+def test_a_label_on_the_composites_grid_is_taken_as_it_is(tmp_path: Path) -> None:
+    label = np.eye(20, 41, dtype=np.uint8) * 255
+    path = write_tif(tmp_path / "label.png", label[None])
+    found = read_label(path, summarize(Window(13, 30, 20, 41), utm_grid()), change_value=255)
+    np.testing.assert_array_equal(found, label // 255)
+
+
+def test_a_label_of_another_size_or_with_other_values_is_refused(tmp_path: Path) -> None:
+    summary = summarize(Window(0, 0, 20, 41), utm_grid())
+    turned = write_tif(tmp_path / "turned.tif", np.zeros((1, 85, 60), np.uint8))
+    with pytest.raises(RasterError, match=r"turned\.tif is 85 × 60 px, its before scene 60 × 85 px"):
+        read_label(turned, summary, change_value=1)
+    classes = write_tif(tmp_path / "classes.tif", np.full((1, 20, 41), 7, np.uint8))
+    with pytest.raises(RasterError, match=r"classes\.tif holds the values 7, expected 0, 1, 255"):
+        read_label(classes, summary, change_value=1)
+
+
+def test_grids_are_the_same_to_a_thousandth_of_a_pixel() -> None:
+    grid = utm_grid()
+    assert grid.is_same(utm_grid(shift_px=(4e-4, -4e-4)))
+    assert not grid.is_same(utm_grid(shift_px=(0, 0.01)))
+    assert not grid.is_same(utm_grid(SHAPE[::-1]))
+    assert not grid.is_same(Grid(*SHAPE, raster.wkt_of_epsg(32638), grid.transform))
+    assert not grid.is_same(Grid(*SHAPE))
+    assert not grid.is_same(Grid(*SHAPE, UTM, tuple(grid.affine @ Affine.scale(1.0001))[:6]))
+    assert Grid(*SHAPE).is_same(Grid(*SHAPE))
+    assert not Grid(*SHAPE).is_same(Grid(*SHAPE[::-1]))
+
+
+def test_a_grid_survives_plain_values_and_cropping_twice() -> None:
+    grid = utm_grid()
+    assert Grid.from_dict(json.loads(json.dumps(grid.as_dict()))) == grid
+    assert Grid.from_dict(Grid(3, 5).as_dict()) == Grid(3, 5)
+    twice = grid.crop(Window(10, 20, 40, 50)).crop(Window(1, 2, 3, 4))
+    assert twice.is_same(grid.crop(Window(11, 22, 3, 4)))
+
+
+def test_a_probability_raster_holds_what_was_written_strip_by_strip(tmp_path: Path) -> None:
+    shape = (301, 517)
+    probability = np.random.default_rng(0).random(shape).astype(np.float32)
+    probability[0, :3] = 0, 1, np.nan
+    probability[-1] = np.nan
+    path = tmp_path / "p.tif"
+    with ProbabilityWriter(path, utm_grid(shape), tags={"SATDIFF_RUN": "tiny"}) as writer:
+        for row in (0, 100, 299):
+            last = {0: 100, 100: 299, 299: 301}[row]
+            writer.write_rows(row, probability[None, row:last])
+    restored = raster.read_probability(path)
+    np.testing.assert_allclose(restored, probability, rtol=0, atol=0.5 / 65534 + 1e-7)
+    assert restored[0, :2].tolist() == [0, 1]
+    with rasterio.open(path) as dataset:
+        assert (dataset.dtypes, dataset.nodata) == (("uint16",), 65535)
+        assert dataset.scales == (pytest.approx(1 / 65534),)
+        assert dataset.offsets == (0,)
+        assert dataset.block_shapes == [(256, 256)]
+        assert dataset.crs == rasterio.crs.CRS.from_epsg(32637)
+        assert tuple(dataset.transform)[:6] == UTM_TRANSFORM
+        assert dataset.tags()["SATDIFF_RUN"] == "tiny"
+        masked = dataset.read(1, masked=True) * dataset.scales[0]  # as any other tool would read it
+    np.testing.assert_array_equal(masked.mask, np.isnan(probability))
+    np.testing.assert_allclose(masked.filled(np.nan), probability, atol=1e-5)
+
+
+def test_a_probability_raster_of_one_pixel_without_georeferencing_is_read_back(tmp_path: Path) -> None:
+    with ProbabilityWriter(tmp_path / "p.tif", Grid(1, 1)) as writer:
+        writer.write_rows(0, np.ones((1, 1, 1), np.float32))
+    assert raster.read_probability(tmp_path / "p.tif").tolist() == [[1.0]]
+    assert not raster.read_grid(tmp_path / "p.tif").is_georeferenced
+
+
+def test_rows_that_are_never_written_are_not_valid(tmp_path: Path) -> None:
+    with ProbabilityWriter(tmp_path / "p.tif", Grid(4, 7)) as writer:
+        writer.write_rows(1, np.zeros((1, 2, 7), np.float32))
+    assert np.isnan(raster.read_probability(tmp_path / "p.tif")).sum(axis=1).tolist() == [7, 0, 0, 7]
+
+
+def test_another_raster_is_no_probability(tmp_path: Path) -> None:
+    path = write_tif(tmp_path / "scene.tif", render_bands(1, 1), utm_grid())
+    with pytest.raises(RasterError, match="expected a probability as uint16 with nodata 65535"):
+        raster.read_probability(path)
