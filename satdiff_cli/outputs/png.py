@@ -16,6 +16,7 @@ from satdiff_cli.probability import threshold_probability
 Colour = tuple[int, int, int]
 
 PANEL_PX = 640
+_COLUMN_PX = 330  # the least that a legend needs
 _GAP_PX = 12
 _TITLE_PX = 30
 _LEGEND_PX = 34
@@ -63,7 +64,7 @@ def draw_pair(pair: Pair, probability: NDArray[np.float32], threshold: float) ->
         (f"before  {pair.before_date}".strip(), before),
         (f"after  {pair.after_date}".strip(), after),
         ("probability of change", paint_probability(small)),
-        (f"change at {threshold:.2f}", paint_mask(before, mask, label)),
+        (f"change at {threshold:.2f}", paint_mask(before, mask, label, valid=~np.isnan(small))),
     ]
     legend = [("change", _FOUND)]
     if label is not None:
@@ -106,7 +107,7 @@ def paint_probability(probability: NDArray[np.float32]) -> NDArray[np.uint8]:
 
 
 def paint_mask(
-    before: NDArray[np.uint8], mask: NDArray[np.uint8], label: NDArray[np.uint8] | None
+    before: NDArray[np.uint8], mask: NDArray[np.uint8], label: NDArray[np.uint8] | None, *, valid: NDArray[np.bool_]
 ) -> NDArray[np.uint8]:
     """Paint a mask over the faded before picture (H, W, 3)."""
     grey = before.mean(axis=-1, keepdims=True)
@@ -116,26 +117,31 @@ def paint_mask(
     if label is not None:
         picture[found & (label == 1)] = _HIT
         picture[~found & (label == 1)] = _MISSED
+    picture[~valid] = _NO_DATA
     return picture
 
 
 def lay_out(
     panels: list[tuple[str, NDArray[np.uint8]]], legend: list[tuple[str, Colour]], *, title: str
 ) -> Image.Image:
-    """Lay out titled panels from left to right above the legend."""
+    """Lay out titled panels from left to right above the legend; small ones are enlarged by a whole factor."""
     font = ImageFont.load_default(size=15)
     height, width = panels[0][1].shape[:2]
-    total = (len(panels) * (width + _GAP_PX) + _GAP_PX, 2 * _TITLE_PX + height + _LEGEND_PX)
+    factor = max(1, PANEL_PX // max(height, width))
+    height, width = height * factor, width * factor
+    step = max(width, _COLUMN_PX) + _GAP_PX
+    total = (len(panels) * step + _GAP_PX, 2 * _TITLE_PX + height + _LEGEND_PX)
     sheet = Image.new("RGB", total, _BACKGROUND)
     draw = ImageDraw.Draw(sheet)
     draw.text((_GAP_PX, 7), title, fill=_INK, font=font)
     for number, (name, picture) in enumerate(panels):
-        left = _GAP_PX + number * (width + _GAP_PX)
+        left = _GAP_PX + number * step
         draw.text((left, _TITLE_PX + 5), name, fill=_INK, font=font)
-        sheet.paste(Image.fromarray(picture), (left, 2 * _TITLE_PX))
+        enlarged = picture.repeat(factor, axis=0).repeat(factor, axis=1)
+        sheet.paste(Image.fromarray(enlarged), (left, 2 * _TITLE_PX))
     top = 2 * _TITLE_PX + height + 10
-    draw_ramp(sheet, draw, (_GAP_PX + 2 * (width + _GAP_PX), top), width=min(width, 160), font=font)
-    left = _GAP_PX + 3 * (width + _GAP_PX)
+    draw_ramp(sheet, draw, (_GAP_PX + 2 * step, top), width=160, font=font)
+    left = _GAP_PX + 3 * step
     for name, colour in [*legend, ("no data", _NO_DATA)]:
         draw.rectangle((left, top, left + 14, top + 14), fill=colour, outline=_INK)
         draw.text((left + 20, top - 2), name, fill=_INK, font=font)
