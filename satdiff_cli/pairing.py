@@ -11,12 +11,12 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from satdiff_cli import artifacts, catalog, raster
+from satdiff_cli import artifacts, catalog, compositing, raster
 from satdiff_cli.catalog import Catalog, CatalogOptions, ScenePair
+from satdiff_cli.compositing import CompositeSummary
 from satdiff_cli.errors import ArtifactError, CatalogError, RasterError
 from satdiff_cli.plugins import list_plugins, load_plugin
 from satdiff_cli.probability import LABEL_IGNORE
-from satdiff_cli.raster import CompositeSummary
 
 LabelValues = Literal["auto", "0/1", "0/255"]
 STATUS_OK = "ok"
@@ -144,7 +144,7 @@ def build_pair(pair: ScenePair, folder: Path, config: PairingConfig, *, change_v
     composite = folder / f"{pair.pair_id}.tif"
     before, after = (pair.composite, pair.composite) if pair.composite else (pair.before, pair.after)
     try:
-        summary = raster.write_composite(
+        summary = compositing.write_composite(
             before, after, composite, bands=config.bands or None, resampling=config.resampling
         )
         if pair.label is not None:

@@ -28,7 +28,7 @@ from satdiff_cli.probability import (
     decode_probability,
     encode_probability,
 )
-from satdiff_cli.radiometry import SceneStatistics, StatisticsAccumulator
+from satdiff_cli.radiometry import SceneStatistics
 from satdiff_cli.windows import Window
 
 Resampling = Literal["nearest", "bilinear", "cubic", "lanczos"]
@@ -39,8 +39,6 @@ warnings.filterwarnings("ignore", category=NotGeoreferencedWarning)
 STRIP_ROWS = 512
 BLOCK_PX = 256
 STATISTICS_TAG = "SATDIFF_STATISTICS"
-# How far a resampling kernel reaches beyond the pixel it computes [source px].
-_KERNEL_RADIUS = {"nearest": 0, "bilinear": 1, "cubic": 2, "lanczos": 3}
 # Two grids are the same if their corners differ by less than this [px]; text formats round transforms.
 _GRID_TOLERANCE_PX = 1e-3
 _GTIFF_OPTIONS: dict[str, Any] = {
@@ -273,115 +271,29 @@ def touching_border(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
     return np.isin(regions, edge_regions[edge_regions > 0])
 
 
-@dataclass(frozen=True)
-class CompositeSummary:
-    """Report how a composite came about.
-
-    Attributes:
-        grid: Grid of the composite.
-        before_grid: Grid of the whole before scene.
-        window: Where the composite lies in the before scene.
-        bands: Names of the bands of a date.
-        valid_fraction: Share of pixels that were observed on both dates.
-        resampled: Name of the resampling, or empty where the after pixels passed through unchanged.
-    """
-
-    grid: Grid
-    before_grid: Grid
-    window: Window
-    bands: tuple[str, ...]
-    valid_fraction: float
-    resampled: str
-
-
-@dataclass(frozen=True)
-class DateSource:
-    """One date's file, the same open, which of its bands hold the date, and its valid pixels (H, W)."""
-
-    path: Path
-    dataset: Any
-    indexes: list[int]
-    valid: NDArray[np.bool_]
-
-    def read(self, window: Window) -> NDArray[Any]:
-        """Read the date's bands in a window."""
-        with naming(self.path):
-            return self.dataset.read(self.indexes, window=to_rasterio(window))
-
-
-def split_composite(dataset: Any, path: Path) -> tuple[DateSource, DateSource]:
-    """Take a ready-made composite apart into its dates, the first half of the bands before.
-
-    Raises:
-        RasterError: The number of bands is odd.
-    """
-    bands = image_bands(dataset)
-    if len(bands) % 2:
-        raise RasterError(f"{path} has {len(bands)} bands, expected as many before as after", "see satdiff pair --help")
-    half = len(bands) // 2
-    before, after = bands[:half], bands[half:]
-    return (
-        DateSource(path, dataset, before, read_valid_mask(dataset, before)),
-        DateSource(path, dataset, after, read_valid_mask(dataset, after)),
+def open_warped(dataset: Any, grid: Grid, resampling: Resampling) -> Any:
+    """Open a view of a dataset on another grid, warped as it is read."""
+    return WarpedVRT(
+        dataset,
+        crs=grid.crs,
+        transform=grid.affine,
+        height=grid.height,
+        width=grid.width,
+        resampling=rasterio.enums.Resampling[resampling],
+        warp_mem_limit=256,
     )
 
 
-def align_after(
-    stack: ExitStack, before: Any, after: Any, *, resampling: Resampling, what: str
-) -> tuple[DateSource, Window, str]:
-    """Bring the after scene onto the before scene's grid.
-
-    Args:
-        stack: Closes what is opened here.
-        before: Open before scene.
-        after: Open after scene.
-        resampling: Kernel to warp with where pixels do not coincide.
-        what: Names of both files for messages.
-
-    Returns:
-        The after date on the before grid, the window of the before grid that both cover, and the resampling used.
-
-    Raises:
-        RasterError: The scenes do not overlap, or have no georeferencing and differ in size.
-    """
-    before_grid, after_grid = grid_of(before), grid_of(after)
-    after_path, bands = Path(after.name), image_bands(after)
-    valid = read_valid_mask(after, bands)
-    both_georeferenced = before_grid.is_georeferenced and after_grid.is_georeferenced
-    whole = Window(0, 0, *before_grid.shape)
-    if before_grid.is_same(after_grid) or (not both_georeferenced and before_grid.shape == after_grid.shape):
-        return DateSource(after_path, after, bands, valid), whole, ""
-    if not both_georeferenced:
-        raise RasterError(
-            f"{what}: {before.height} × {before.width} px and {after.height} × {after.width} px, "
-            "and not both are georeferenced",
-            "scenes without georeferencing must have the same size",
-        )
-    window = intersect_grids(before_grid, after_grid, what=what)
-    is_shift = is_whole_pixel_shift(before_grid, after_grid)
-    kernel: Resampling = "nearest" if is_shift else resampling
-    if not valid.all() and kernel != "nearest":
-        step = max(1.0, *pixel_size_ratio(before_grid, after_grid))
-        reach = math.ceil(_KERNEL_RADIUS[kernel] * step)
-        valid = ndimage.minimum_filter(valid, size=2 * reach + 1, mode="nearest")  # a square, as the kernel is one
-    target = {"crs": before.crs, "transform": before.transform, "height": before.height, "width": before.width}
-    warped = stack.enter_context(
-        WarpedVRT(after, resampling=rasterio.enums.Resampling[kernel], warp_mem_limit=256, **target)
-    )
-    warped_valid = warp_mask(valid, after_grid, target)
-    return DateSource(after_path, warped, bands, warped_valid), window, "" if is_shift else kernel
-
-
-def warp_mask(valid: NDArray[np.bool_], grid: Grid, target: Mapping[str, Any]) -> NDArray[np.bool_]:
+def warp_mask(valid: NDArray[np.bool_], grid: Grid, target: Grid) -> NDArray[np.bool_]:
     """Warp a valid mask to another grid with the nearest pixel; outside it nothing is valid."""
-    result = np.zeros((target["height"], target["width"]), dtype=np.uint8)
+    result = np.zeros(target.shape, dtype=np.uint8)
     rasterio.warp.reproject(
         valid.astype(np.uint8),
         result,
         src_transform=grid.affine,
         src_crs=grid.crs,
-        dst_transform=target["transform"],
-        dst_crs=target["crs"],
+        dst_transform=target.affine,
+        dst_crs=target.crs,
         resampling=rasterio.enums.Resampling.nearest,
     )
     return result > 0
@@ -422,83 +334,6 @@ def intersect_grids(before: Grid, after: Grid, *, what: str) -> Window:
     if first_row >= last_row or first_col >= last_col:
         raise RasterError(f"{what} do not overlap", "check the coordinate systems of the two files, or the table")
     return Window(first_row, first_col, last_row - first_row, last_col - first_col)
-
-
-def write_composite(
-    before_path: Path,
-    after_path: Path,
-    out: Path,
-    *,
-    bands: Sequence[str] | None,
-    resampling: Resampling = "bilinear",
-) -> CompositeSummary:
-    """Stack two scenes on the before scene's grid, over the area that both cover.
-
-    If both paths are the same file it is a ready-made composite. Pixels of grids that coincide pass through
-    unchanged. The result has the source's dtype, band descriptions ``before_<band>`` … ``after_<band>``, an internal
-    mask of the pixels valid on both dates, and the statistics of those pixels.
-
-    Raises:
-        RasterError: A file cannot be read, the dates differ in band count, or have no valid pixel in common.
-    """
-    from satdiff_cli.radiometry import name_bands
-
-    what = f"{before_path.name} and {after_path.name}"
-    with ExitStack() as stack:
-        dataset = stack.enter_context(open_raster(before_path))
-        if before_path == after_path:
-            before, after = split_composite(dataset, before_path)
-            window, resampled = Window(0, 0, *dataset.shape), ""
-        else:
-            other = stack.enter_context(open_raster(after_path))
-            numbers = image_bands(dataset)
-            if len(numbers) != len(image_bands(other)):
-                raise RasterError(
-                    f"{before_path} has {len(numbers)} bands and {after_path} has {len(image_bands(other))}",
-                    "both dates need the same bands; gdal_translate -b picks them",
-                )
-            with naming(before_path):  # the error would first meet the after scene, which was opened last
-                before = DateSource(before_path, dataset, numbers, read_valid_mask(dataset, numbers))
-            after, window, resampled = align_after(stack, dataset, other, resampling=resampling, what=what)
-        described = [dataset.descriptions[index - 1] for index in before.indexes]
-        names = name_bands(len(before.indexes), bands, described)
-        valid = (before.valid & after.valid)[window.slices]
-        if not valid.any():
-            raise RasterError(
-                f"{what} have no valid pixel in common", "check nodata values and NaN: gdalinfo -stats FILE"
-            )
-        grid = grid_of(dataset).crop(window)
-        write_stack(out, (before, after), window, valid=valid, grid=grid, names=names)
-        return CompositeSummary(grid, grid_of(dataset), window, names, float(valid.mean()), resampled)
-
-
-def write_stack(
-    out: Path,
-    dates: Sequence[DateSource],
-    window: Window,
-    *,
-    valid: NDArray[np.bool_],
-    grid: Grid,
-    names: Sequence[str],
-) -> None:
-    """Write the dates' bands in a window of their common grid as one GeoTIFF, strip by strip."""
-    dtype = np.result_type(*(np.dtype(date.dataset.dtypes[date.indexes[0] - 1]) for date in dates))
-    band_count = sum(len(date.indexes) for date in dates)
-    statistics = StatisticsAccumulator(band_count)
-    profile = grid_profile(grid, band_count, dtype.name) | {
-        "predictor": 3 if dtype.kind == "f" else 2,
-        "interleave": "pixel",
-    }
-    with create_raster(out, profile, with_mask=True) as target:
-        for strip in iterate_strips(grid.height, grid.width, BLOCK_PX):
-            source = Window(strip.row + window.row, window.col, strip.height, strip.width)
-            pixels = np.concatenate([date.read(source) for date in dates]).astype(dtype, copy=False)
-            target.write(pixels, window=to_rasterio(strip))
-            target.write_mask(valid[strip.slices], window=to_rasterio(strip))
-            statistics.add(pixels[:, valid[strip.slices]])
-        described = [f"{date}_{name}" for date in ("before", "after")[: len(dates)] for name in names]
-        target.descriptions = described
-        write_statistics(target, statistics.result(), valid_percent=100 * float(valid.mean()))
 
 
 def write_statistics(target: Any, statistics: SceneStatistics, *, valid_percent: float) -> None:

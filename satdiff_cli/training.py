@@ -6,7 +6,6 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,38 +19,22 @@ from lightning.pytorch.trainer.states import TrainerStatus
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from satdiff_cli import artifacts, catalog, checkpoint, raster
+from satdiff_cli import artifacts, checkpoint
 from satdiff_cli.checkpoint import ModelCard
 from satdiff_cli.config import TrainConfig
 from satdiff_cli.errors import ArtifactError, ConfigError, SatdiffError
+from satdiff_cli.experiment import Job
 from satdiff_cli.metrics import ThresholdCurve
-from satdiff_cli.pairing import Pair
 from satdiff_cli.plugins import load_plugin
 from satdiff_cli.pretrained import PretrainedReport, load_encoder_weights
 from satdiff_cli.probability import LABEL_IGNORE
-from satdiff_cli.radiometry import GREY, Normalization
-from satdiff_cli.samples import CropDataset, EpochSampler, SampleConfig, TileDataset, fixed_statistics
-from satdiff_cli.tiling import Tile
+from satdiff_cli.samples import CropDataset, EpochSampler, SampleConfig, TileDataset
 
 HISTORY_COLUMNS = ("epoch", "loss", "iou", "f1", "precision", "recall", "threshold", "lr", "seconds")
 
 
 class TrainingInterruptedError(SatdiffError):
     """Training was stopped from the keyboard; best and last weights are saved."""
-
-
-@dataclass(frozen=True)
-class Split:
-    """Part labelled pairs and their tiles into training and validation, by fold."""
-
-    fold: str
-    train_tiles: Sequence[Tile]
-    validation_tiles: Sequence[Tile]
-    pairs: dict[str, Pair]
-
-    def sites(self, tiles: Sequence[Tile]) -> list[str]:
-        """Name the sites of tiles, sorted."""
-        return sorted({self.pairs[tile.pair_id].site_id for tile in tiles})
 
 
 @dataclass(frozen=True)
@@ -76,107 +59,6 @@ class TrainingSummary:
     stopped_early: bool
     pretrained: PretrainedReport | None
     precision: str
-
-
-@dataclass(frozen=True)
-class Job:
-    """Everything one training needs: settings, data, where the run goes, and the machine it runs on."""
-
-    config: TrainConfig
-    split: Split
-    card: ModelCard
-    folder: Path
-    tile_size: int
-    device: str = "auto"
-    workers: int = 0
-    resume: bool = False
-
-
-def split_tiles(tiles: Sequence[Tile], pairs: Sequence[Pair], fold: str) -> Split:
-    """Hold out one fold of the labelled pairs; the test fold is never trained on.
-
-    Args:
-        tiles: All tiles.
-        pairs: All pairs.
-        fold: The fold to hold out; ``auto`` takes ``val`` where the dataset has one, else ``0``.
-
-    Raises:
-        ConfigError: The fold is not there, or nothing is left to train on.
-    """
-    by_id = {pair.pair_id: pair for pair in pairs}
-    artifacts.check_keys(
-        {tile.pair_id for tile in tiles} & by_id.keys(),
-        {tile.pair_id for tile in tiles},
-        what="tiles.csv against pairs.csv",
-        hint="satdiff tile DATA --overwrite",
-    )
-    labelled = [tile for tile in tiles if by_id[tile.pair_id].label and by_id[tile.pair_id].fold != catalog.TEST_FOLD]
-    folds = sorted({by_id[tile.pair_id].fold for tile in labelled})
-    chosen = (catalog.VALIDATION_FOLD if catalog.VALIDATION_FOLD in folds else "0") if fold == "auto" else fold
-    held_out = [tile for tile in labelled if by_id[tile.pair_id].fold == chosen]
-    rest = [tile for tile in labelled if by_id[tile.pair_id].fold != chosen]
-    if not held_out or not rest:
-        have = artifacts.list_some([name or "(none)" for name in folds]) or "none"
-        raise ConfigError(
-            f"fold {chosen!r} leaves {len(rest)} labelled tiles to train and {len(held_out)} to validate on; "
-            f"folds with labels: {have}",
-            "choose another --fold; training needs labelled pairs of two sites or more (column site_id of pairs.csv)",
-        )
-    return Split(chosen, rest, held_out, by_id)
-
-
-def make_card(config: TrainConfig, split: Split, run: str) -> ModelCard:
-    """Describe the network that the settings ask for, for the bands that the training scenes have.
-
-    Raises:
-        ConfigError: Scenes differ in bands, or a band that is asked for is not there.
-    """
-    tiles = [*split.train_tiles, *split.validation_tiles]
-    bands = common_bands([split.pairs[pair_id] for pair_id in sorted({tile.pair_id for tile in tiles})], tiles)
-    is_grey = config.arch == "unetplusplus" and config.input == "grey"
-    channels = (GREY,) if is_grey else (config.use_bands or bands)
-    normalization = Normalization(config.normalize, bands, tuple(channels))
-    normalization.mixing_matrix()
-    if config.normalize == "fixed":
-        training = [split.pairs[pair_id] for pair_id in sorted({tile.pair_id for tile in split.train_tiles})]
-        normalization = replace(normalization, **fixed_statistics(training, normalization))
-    parameters = {"encoder": config.encoder, "decoder": config.decoder, "fusion": config.fusion, "input": config.input}
-    used = load_plugin("models", config.arch).PARAMETERS
-    return ModelCard(
-        arch=config.arch,
-        parameters={name: parameters[name] for name in used},
-        normalization=normalization,
-        crop=config.crop,
-        run=run,
-        fold=split.fold,
-        train_sites=split.sites(split.train_tiles),
-        validation_sites=split.sites(split.validation_tiles),
-    )
-
-
-def common_bands(pairs: Sequence[Pair], tiles: Sequence[Tile]) -> tuple[str, ...]:
-    """Return the bands that all composites have, and see that tiles lie inside them.
-
-    Raises:
-        ConfigError: The bands differ.
-        ArtifactError: A tile leaves its composite, which was made anew since.
-    """
-    bands: dict[tuple[str, ...], str] = {}
-    for pair in pairs:
-        with raster.Composite(pair.composite) as composite:
-            bands.setdefault(composite.bands, pair.pair_id)
-            outside = [tile for tile in tiles if tile.pair_id == pair.pair_id and not tile.fits(composite.grid.shape)]
-        if outside:
-            raise ArtifactError(
-                f"tile {outside[0].tile_id} leaves its composite {pair.composite}", "satdiff tile DATA --overwrite"
-            )
-    if len(bands) > 1:
-        (first, one), (second, other) = list(bands.items())[:2]
-        raise ConfigError(
-            f"pair {one} has the bands {', '.join(first)}, pair {other} {', '.join(second)}",
-            "train on scenes of the same bands; name them alike with satdiff pair --bands",
-        )
-    return next(iter(bands))
 
 
 class ChangeModule(lightning.LightningModule):
@@ -250,6 +132,8 @@ class ChangeModule(lightning.LightningModule):
 class RunWriter(Callback):
     """Save a run after every epoch, each file atomically: history, best weights with their card, last checkpoint.
 
+    The folder of a new run appears, and replaces an older one, with its first epoch.
+
     Args:
         job: The training.
         report: Called after each step.
@@ -259,6 +143,7 @@ class RunWriter(Callback):
         self._job = job
         self._report = report
         self._started = time.monotonic()
+        self._is_new = not job.resume
         self.card = job.card
         self.best_iou = -1.0
         self.history: list[dict[str, float]] = []
@@ -302,13 +187,24 @@ class RunWriter(Callback):
             "seconds": time.monotonic() - self._started,
         }
         self.history.append(row)
+        if self._is_new:
+            with artifacts.write_folder(self._job.folder, overwrite=True) as temporary:
+                write_config(self._job, temporary)
+                self._save(trainer, module, temporary)
+            self._is_new = False
+        else:
+            self._save(trainer, module, self._job.folder)
+
+    def _save(self, trainer: lightning.Trainer, module: Any, folder: Path) -> None:
+        """Save the epoch that was added to the history last into a folder."""
+        scores, epoch = module.scores(), len(self.history)
         if scores["iou"] > self.best_iou:
             self.best_iou = scores["iou"]
             validation = {name: value for name, value in scores.items() if name != "threshold"}
             self.card = replace(self._job.card, threshold=scores["threshold"], epoch=epoch, scores=validation)
-            checkpoint.save_weights(self._job.folder, module.model, self.card)
-        write_history(self._job.folder / checkpoint.HISTORY_NAME, self.history)
-        with artifacts.write_file(self._job.folder / checkpoint.LAST_NAME) as temporary:
+            checkpoint.save_weights(folder, module.model, self.card)
+        write_history(folder / checkpoint.HISTORY_NAME, self.history)
+        with artifacts.write_file(folder / checkpoint.LAST_NAME) as temporary:
             trainer.save_checkpoint(temporary)
 
 
@@ -341,29 +237,23 @@ def make_loaders(job: Job) -> tuple[Any, Any, int]:
 
 
 def start_run(job: Job, model: nn.Module) -> PretrainedReport | None:
-    """Prepare the run folder and the network's first weights; a resumed run has both already."""
+    """Give the network its first weights; a resumed run has them already, and is checked instead."""
     if job.resume:
         require_same_run(job)
-        write_config(job)
+        write_config(job, job.folder)
         return None
     channels = load_plugin("models", job.config.arch).input_channels(job.card)
-    report = load_encoder_weights(
+    return load_encoder_weights(
         model.encoder,  # type: ignore[arg-type]
         job.config.encoder_weights,
         encoder_name=job.config.encoder,
         channels=channels,
     )
-    job.folder.mkdir(parents=True, exist_ok=True)
-    for name in (checkpoint.WEIGHTS_NAME, checkpoint.CARD_NAME, checkpoint.HISTORY_NAME, checkpoint.LAST_NAME):
-        (job.folder / name).unlink(missing_ok=True)
-    (job.folder / artifacts.MANIFEST_NAME).unlink(missing_ok=True)
-    write_config(job)
-    return report
 
 
-def write_config(job: Job) -> None:
-    """Write the resolved settings into the run folder."""
-    with artifacts.write_file(job.folder / checkpoint.CONFIG_NAME) as temporary:
+def write_config(job: Job, folder: Path) -> None:
+    """Write the resolved settings into a run folder."""
+    with artifacts.write_file(folder / checkpoint.CONFIG_NAME) as temporary:
         temporary.write_text(tomli_w.dumps(job.config.as_dict()), encoding="utf-8")
 
 
@@ -391,14 +281,6 @@ def require_same_run(job: Job) -> None:
             f"now it is {now[changed[0]]}",
             "start another run with --name, or this one anew with --overwrite",
         )
-
-
-def discard_unstarted(job: Job) -> None:
-    """Remove the folder of a run that has not finished an epoch, so that the same command works again."""
-    if not (job.folder / checkpoint.CARD_NAME).exists():
-        (job.folder / checkpoint.CONFIG_NAME).unlink(missing_ok=True)
-        with suppress(OSError):  # something else lies there
-            job.folder.rmdir()
 
 
 def fit(job: Job, report: Callable[[Progress], None]) -> TrainingSummary:
@@ -433,9 +315,6 @@ def fit(job: Job, report: Callable[[Progress], None]) -> TrainingSummary:
         if trainer.state.status != TrainerStatus.INTERRUPTED:
             raise
         raise interruption(job, writer) from None
-    finally:
-        if not job.resume:
-            discard_unstarted(job)
     card = checkpoint.read_card(job.folder)
     write_run_manifest(job, card)
     return TrainingSummary(
@@ -471,7 +350,7 @@ def interruption(job: Job, writer: RunWriter) -> TrainingInterruptedError:
         return TrainingInterruptedError("training stopped before its first epoch was finished; nothing is saved")
     return TrainingInterruptedError(
         f"training stopped after epoch {len(writer.history)}; best and last weights are in {job.folder}",
-        f"go on with: satdiff train --resume --name {job.folder.name}",
+        f"go on with: satdiff train --resume --name {job.folder.name} --data {job.data} --out {job.folder.parent}",
     )
 
 
@@ -479,7 +358,7 @@ def write_run_manifest(job: Job, card: ModelCard) -> None:
     """Write the manifest that marks a run as finished."""
     ids = sorted({tile.pair_id for tile in [*job.split.train_tiles, *job.split.validation_tiles]})
     composites = [job.split.pairs[pair_id].composite for pair_id in ids]
-    data = composites[0].parents[1]
+    data = job.data
     manifest = artifacts.Manifest(
         "run",
         config=job.config.as_dict(),

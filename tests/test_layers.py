@@ -52,8 +52,8 @@ LAYERS = (
     ("errors",),
     ("config", "plugins"),
     ("catalog", "windows", "radiometry", "probability", "metrics"),
-    ("raster", "artifacts", "plain_pickle", "predictions", "tables"),
-    ("pairing", "tiling", "samples", "checkpoint", "pretrained"),
+    ("raster", "artifacts", "plain_pickle", "predictions", "tables", "compositing", "ensembling"),
+    ("pairing", "tiling", "samples", "checkpoint", "pretrained", "experiment"),
     ("training", "inference", "evaluation", "submission"),
 )
 

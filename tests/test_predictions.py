@@ -1,5 +1,6 @@
 """Predictions: what is written is read back, as a folder and as a pickle; ensembles join on ids."""
 
+import contextlib
 import os
 import pickle
 from collections.abc import Mapping, Sequence
@@ -12,19 +13,16 @@ from numpy.typing import NDArray
 
 from satdiff_cli import artifacts, raster
 from satdiff_cli.artifacts import Manifest
+from satdiff_cli.ensembling import EnsembleConfig, average_pair, parse_weights, write_ensemble
 from satdiff_cli.errors import ArtifactError, ConfigError, KeyMismatchError, OutputExistsError, UnsafePickleError
 from satdiff_cli.predictions import (
     ORIGINAL_THRESHOLD,
-    EnsembleConfig,
     PredictionHeader,
     Target,
-    average_pair,
     choose_threshold,
     list_predictions,
     open_prediction,
-    parse_weights,
     resolve_prediction,
-    write_ensemble,
     write_prediction,
 )
 from satdiff_cli.raster import Grid
@@ -461,3 +459,12 @@ def test_weights_are_read_from_text() -> None:
 def test_weights_that_weigh_nothing_are_refused(text: str) -> None:
     with pytest.raises(ConfigError, match="weights"):
         parse_weights(text, 2)
+
+
+def test_a_name_means_the_prediction_even_where_a_project_folder_has_it(tmp_path: Path) -> None:
+    project = tmp_path / "levir"
+    pickled = project / "predicted_masks" / "levir.pkl"
+    pickled.parent.mkdir(parents=True)
+    pickled.write_bytes(b"")
+    with contextlib.chdir(tmp_path):
+        assert resolve_prediction(Path("levir"), Path("levir")) == Path("levir/predicted_masks/levir.pkl")

@@ -14,10 +14,11 @@ from rasterio.transform import Affine, from_origin
 from rasterio.warp import transform
 from scipy import ndimage
 
-from satdiff_cli import raster
+from satdiff_cli import compositing, raster
+from satdiff_cli.compositing import CompositeSummary
 from satdiff_cli.errors import ConfigError, RasterError
 from satdiff_cli.pairing import read_label
-from satdiff_cli.raster import Composite, CompositeSummary, Grid, ProbabilityWriter
+from satdiff_cli.raster import Composite, Grid, ProbabilityWriter
 from satdiff_cli.windows import Window
 
 SHAPE = (60, 85)
@@ -66,7 +67,7 @@ def write_tif(
 def stack(before: Path, after: Path, *, bands: Sequence[str] | None = None, **options: Any) -> tuple[Path, Summary]:
     """Write the composite of two scenes beside them."""
     out = before.with_name("composite.tif")
-    return out, raster.write_composite(before, after, out, bands=bands, **options)
+    return out, compositing.write_composite(before, after, out, bands=bands, **options)
 
 
 def read_all(path: Path) -> tuple[Pixels, NDArray[np.bool_]]:

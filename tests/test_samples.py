@@ -9,7 +9,7 @@ import torch
 from conftest import CORNER, pair_id
 from numpy.typing import NDArray
 
-from satdiff_cli import pairing, raster, tiling
+from satdiff_cli import compositing, pairing, raster, tiling
 from satdiff_cli.pairing import Pair
 from satdiff_cli.radiometry import Normalization
 from satdiff_cli.samples import CropDataset, EpochSampler, Sample, SampleConfig, TileDataset, fixed_statistics
@@ -33,7 +33,7 @@ def make_pair(folder: Path, label: NDArray[np.uint8], *, name: str = "a", corner
             pixels[:, :20, :30] = 0
         raster.write_scene(folder / f"{name}_{date}.tif", pixels, grid)
     composite, label_path = folder / f"{name}.tif", folder / f"{name}_label.tif"
-    raster.write_composite(folder / f"{name}_before.tif", folder / f"{name}_after.tif", composite, bands=BANDS)
+    compositing.write_composite(folder / f"{name}_before.tif", folder / f"{name}_after.tif", composite, bands=BANDS)
     raster.write_band(label_path, label, grid)
     return Pair(name, name, composite, label_path, "0", "", "")
 

@@ -42,15 +42,16 @@ def ensemble(
 
     Next: satdiff submit ensemble.pkl
     """
+    from satdiff_cli import ensembling
     from satdiff_cli import predictions as core
 
-    factors = core.parse_weights(weights, len(predictions))
+    factors = ensembling.parse_weights(weights, len(predictions))
     found = [core.resolve_prediction(path, data) for path in predictions]
     target = core.Target.at(out or found[0].parent / core.ENSEMBLE, overwrite=overwrite)
     with options.progress_bar("averaging", None) as bar:
-        header = core.write_ensemble(
+        header = ensembling.write_ensemble(
             found,
-            core.EnsembleConfig(factors, mean == "geometric", threshold),
+            ensembling.EnsembleConfig(factors, mean == "geometric", threshold),
             target,
             ids=ids,
             on_done=bar.show,

@@ -45,8 +45,26 @@ def describe(path: Path) -> tuple[dict[str, Any], str]:
     by_suffix: dict[str, Callable[[Path], tuple[dict[str, Any], str]]] = {
         ".csv": describe_table,
         ".pkl": describe_prediction,
+        ".json": describe_part,
+        ".toml": describe_part,
+        ".safetensors": describe_part,
+        ".ckpt": describe_part,
     }
     return by_suffix.get(path.suffix.lower(), describe_raster)(path)
+
+
+def describe_part(path: Path) -> tuple[dict[str, Any], str]:
+    """Describe the run or folder that a file belongs to, or the scores in a file of ``satdiff evaluate``."""
+    from satdiff_cli import artifacts
+    from satdiff_cli.errors import ArtifactError
+
+    if path.name.endswith("_scores.json"):
+        values = artifacts.read_json(path)
+        scores = [f"{name} {value}" for name, value in values.get("overall", {}).items()]
+        return {"what": f"scores of a prediction ({path})", "threshold": values.get("threshold"), "scores": scores}, ""
+    if any((path.parent / name).is_file() for name in ("model.json", artifacts.MANIFEST_NAME)):
+        return describe_folder(path.parent)
+    raise ArtifactError(f"{path} is nothing that satdiff wrote", "satdiff info FOLDER of a project or a run")
 
 
 def describe_folder(path: Path) -> tuple[dict[str, Any], str]:

@@ -10,7 +10,7 @@ from satdiff_cli.config import DifferenceInput, Fusion, NormalizeKind, TrainConf
 from satdiff_cli.plugins import list_plugins
 
 if TYPE_CHECKING:
-    from satdiff_cli import training
+    from satdiff_cli import experiment, training
 
 ARCH_ALIASES = {"unet++": "unetplusplus"}
 
@@ -102,19 +102,19 @@ def train(
         "fold": fold,
         "seed": seed,
     }
-    from satdiff_cli import artifacts, checkpoint, pairing, tiling, training
+    from satdiff_cli import artifacts, checkpoint, experiment, pairing, tiling
 
     folder = checkpoint.resolve_run(name, out) if resume else None
     resolved = TrainConfig.resolve(folder / checkpoint.CONFIG_NAME if folder else config, flags)
     tiles = tiling.read_tiles(data)
-    split = training.split_tiles(tiles, pairing.read_pairs(data), resolved.fold)
+    split = experiment.split_tiles(tiles, pairing.read_pairs(data), resolved.fold)
     if folder is None:
         folder = out / (name or f"{resolved.arch}_{resolved.encoder.removeprefix('tu-')}_fold{split.fold}")
         artifacts.check_output(folder, overwrite=overwrite or dry_run)
-    job = training.Job(
+    job = experiment.Job(
         resolved,
         split,
-        training.make_card(resolved, split, folder.name),
+        experiment.make_card(resolved, split, folder.name),
         folder,
         tile_size=max(max(tile.window.height, tile.window.width) for tile in tiles),
         device=device,
@@ -151,7 +151,7 @@ def models_flag(models: Path) -> str:
     return "" if models == options.DEFAULT_MODELS else f" --models {models}"
 
 
-def run_with_progress(job: "training.Job") -> "training.TrainingSummary":
+def run_with_progress(job: "experiment.Job") -> "training.TrainingSummary":
     """Train under a progress bar that shows epoch, loss and the best validation IoU."""
     from satdiff_cli import training
 
