@@ -633,21 +633,17 @@ def test_info_names_the_next_step_that_is_missing(scenes: Path) -> None:
     assert "satdiff train" in succeed("info", cwd=scenes).err
 
 
-@pytest.mark.parametrize(
-    "path",
-    [
-        f"{PREDICTION.removesuffix('.pkl')}_scores.json",
-        f"models/saved/{RUN}/last.ckpt",
-        f"models/saved/{RUN}/weights.safetensors",
-        f"models/saved/{RUN}/config.toml",
-        "data/Rucode.xls",
-    ],
-)
-def test_info_on_a_part_of_an_artifact_ends_without_a_traceback(project: Path, path: str) -> None:
-    (project / path).exists() or (project / path).write_text("{}")
-    outcome = run_satdiff("info", path, cwd=project)
-    assert outcome.code in (0, 1)
-    assert path in outcome.out + outcome.err
+@pytest.mark.parametrize("name", ["last.ckpt", "weights.safetensors", "config.toml", "manifest.json"])
+def test_info_on_a_file_of_a_run_describes_the_run(project: Path, name: str) -> None:
+    assert f"run {RUN}" in succeed("info", f"models/saved/{RUN}/{name}", cwd=project).out
+
+
+def test_info_on_scores_shows_them_and_on_anything_else_says_what_it_is_not(project: Path) -> None:
+    scores = f"{PREDICTION.removesuffix('.pkl')}_scores.json"
+    (project / scores).write_text(json.dumps({"threshold": 0.5, "overall": {"iou": 0.25}}), encoding="utf-8")
+    assert "iou 0.25" in succeed("info", scores, cwd=project).out
+    outcome = run_satdiff("info", "data/Rucode.xls", cwd=project)
+    assert (outcome.code, "data/Rucode.xls" in outcome.err) == (1, True)
 
 
 # --- as typed ------------------------------------------------------------------------------------------------------
