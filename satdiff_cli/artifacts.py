@@ -18,10 +18,11 @@ from satdiff_cli.errors import ArtifactError, KeyMismatchError, OutputExistsErro
 if TYPE_CHECKING:
     import pandas as pd
 
-Kind = Literal["composites", "run", "prediction"]
+Kind = Literal["composites", "run", "prediction", "export", "demo"]
 
 SCHEMA_VERSION = 1
 MANIFEST_NAME = "manifest.json"
+FOLDER_MARKS = (MANIFEST_NAME, "model.json")  # one of them lies in every folder that satdiff may replace
 PAIRS_CSV = "pairs.csv"
 PAIRS_REPORT_CSV = "pairs_report.csv"
 TILES_CSV = "tiles.csv"
@@ -59,6 +60,8 @@ MAKERS = {
     "composites": "satdiff pair DATA",
     "run": "satdiff train",
     "prediction": "satdiff predict",
+    "export": "satdiff export",
+    "demo": "satdiff demo",
     PAIRS_CSV: "satdiff pair DATA",
     TILES_CSV: "satdiff tile DATA",
 }
@@ -108,8 +111,10 @@ def check_output(path: Path, *, overwrite: bool) -> None:
     """Refuse to replace an output unless that was asked for.
 
     Raises:
-        OutputExistsError: The output is there and ``overwrite`` is False.
+        OutputExistsError: The output is there and ``overwrite`` is False, or it is a folder of something else.
     """
+    if path.is_dir() and any(path.iterdir()) and not any((path / name).is_file() for name in FOLDER_MARKS):
+        raise OutputExistsError(f"{path} holds files that satdiff did not write", "choose another place for the output")
     if path.exists() and not overwrite:
         raise OutputExistsError(f"{path} exists already", "add --overwrite to replace it, or choose another --out")
 
@@ -161,11 +166,11 @@ def replace_folder(source: Path, target: Path) -> None:
     target.rename(aside / target.name)
     try:
         source.rename(target)
-    except OSError:
+    except BaseException:  # Ctrl-C, too
         (aside / target.name).rename(target)
+        aside.rmdir()
         raise
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
+    shutil.rmtree(aside, ignore_errors=True)
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -197,12 +197,12 @@ def family_name(run: str) -> str:
     return re.sub(r"_fold[^_]*$", "", run)
 
 
-def list_family(runs: Sequence[Path], saved: Path) -> list[Path]:
-    """Return several runs as they are; for a single one all runs that differ from it only by ``_fold<K>``."""
+def list_family(runs: Sequence[Path]) -> list[Path]:
+    """Return several runs as they are; for a single one all beside it that differ only by ``_fold<K>``."""
     if len(runs) != 1:
         return list(runs)
     stem = family_name(runs[0].name)
-    family = [run for run in list_runs(saved) if family_name(run.name) == stem]
+    family = [run for run in list_runs(runs[0].parent) if family_name(run.name) == stem]
     return sorted({*runs, *family})
 
 

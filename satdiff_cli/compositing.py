@@ -75,13 +75,13 @@ class DateSource:
             return self.dataset.read(self.indexes, window=to_rasterio(window))
 
 
-def split_composite(dataset: Any, path: Path) -> tuple[DateSource, DateSource]:
+def split_composite(dataset: Any, path: Path, names: Sequence[str] | None) -> tuple[DateSource, DateSource]:
     """Take a ready-made composite apart into its dates, the first half of the bands before.
 
     Raises:
         RasterError: The number of bands is odd.
     """
-    bands = image_bands(dataset)
+    bands = image_bands(dataset, [*names, *names] if names else None)
     if len(bands) % 2:
         raise RasterError(f"{path} has {len(bands)} bands, expected as many before as after", "see satdiff pair --help")
     half = len(bands) // 2
@@ -93,7 +93,7 @@ def split_composite(dataset: Any, path: Path) -> tuple[DateSource, DateSource]:
 
 
 def align_after(
-    stack: ExitStack, before: Any, after: Any, *, resampling: Resampling, what: str
+    stack: ExitStack, before: Any, after: Any, *, bands: list[int], resampling: Resampling, what: str
 ) -> tuple[DateSource, Window, str]:
     """Bring the after scene onto the before scene's grid.
 
@@ -101,6 +101,7 @@ def align_after(
         stack: Closes what is opened here.
         before: Open before scene.
         after: Open after scene.
+        bands: Numbers of its image bands.
         resampling: Kernel to warp with where pixels do not coincide.
         what: Names of both files for messages.
 
@@ -111,7 +112,7 @@ def align_after(
         RasterError: The scenes do not overlap, or have no georeferencing and differ in size.
     """
     before_grid, after_grid = grid_of(before), grid_of(after)
-    after_path, bands = Path(after.name), image_bands(after)
+    after_path = Path(after.name)
     valid = read_valid_mask(after, bands)
     both_georeferenced = before_grid.is_georeferenced and after_grid.is_georeferenced
     whole = Window(0, 0, *before_grid.shape)
@@ -156,19 +157,21 @@ def write_composite(
     with ExitStack() as stack:
         dataset = stack.enter_context(open_raster(before_path))
         if before_path == after_path:
-            before, after = split_composite(dataset, before_path)
+            before, after = split_composite(dataset, before_path, bands)
             window, resampled = Window(0, 0, *dataset.shape), ""
         else:
             other = stack.enter_context(open_raster(after_path))
-            numbers = image_bands(dataset)
-            if len(numbers) != len(image_bands(other)):
+            numbers, after_numbers = image_bands(dataset, bands), image_bands(other, bands)
+            if len(numbers) != len(after_numbers):
                 raise RasterError(
-                    f"{before_path} has {len(numbers)} bands and {after_path} has {len(image_bands(other))}",
+                    f"{before_path} has {len(numbers)} bands and {after_path} has {len(after_numbers)}",
                     "both dates need the same bands; gdal_translate -b picks them",
                 )
             with naming(before_path):  # the error would first meet the after scene, which was opened last
                 before = DateSource(before_path, dataset, numbers, read_valid_mask(dataset, numbers))
-            after, window, resampled = align_after(stack, dataset, other, resampling=resampling, what=what)
+            after, window, resampled = align_after(
+                stack, dataset, other, bands=after_numbers, resampling=resampling, what=what
+            )
         described = [dataset.descriptions[index - 1] for index in before.indexes]
         names = name_bands(len(before.indexes), bands, described)
         valid = (before.valid & after.valid)[window.slices]

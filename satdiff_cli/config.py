@@ -20,6 +20,9 @@ Precision = Literal["auto", "bf16", "fp32"]
 MAX_SEED = 2**32 - 1  # numpy's global generator takes no more
 
 
+ARCH_ALIASES = {"unet++": "unetplusplus"}
+
+
 @dataclass(frozen=True)
 class TrainConfig:
     """Hold every setting of a training run.
@@ -89,7 +92,8 @@ class TrainConfig:
         if toml is not None:
             config = merge_settings(config, read_toml(toml), source=str(toml))
         given = {name: value for name, value in flags.items() if value is not None}
-        return merge_settings(config, given, source="the command line")
+        config = merge_settings(config, given, source="the command line")
+        return replace(config, arch=ARCH_ALIASES.get(config.arch, config.arch))
 
     def as_dict(self) -> dict[str, Any]:
         """Return the settings as plain values, ready for TOML and JSON."""

@@ -76,7 +76,8 @@ def split_tiles(tiles: Sequence[Tile], pairs: Sequence[Pair], fold: str) -> Spli
         raise ConfigError(
             f"fold {chosen!r} leaves {len(rest)} labelled tiles to train and {len(held_out)} to validate on; "
             f"folds with labels: {have}",
-            "choose another --fold; training needs labelled pairs of two sites or more (column site_id of pairs.csv)",
+            "choose another --fold; training needs labelled pairs of two sites or more in two folds: see the columns "
+            "site_id and fold of pairs.csv, or give a validation split (val/, list/val.txt, a column fold)",
         )
     return Split(chosen, rest, held_out, by_id)
 

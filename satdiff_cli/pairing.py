@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from satdiff_cli import artifacts, catalog, compositing, raster
 from satdiff_cli.catalog import Catalog, CatalogOptions, ScenePair
 from satdiff_cli.compositing import CompositeSummary
-from satdiff_cli.errors import ArtifactError, CatalogError, RasterError
+from satdiff_cli.errors import ArtifactError, CatalogError, ConfigError, RasterError
 from satdiff_cli.plugins import list_plugins, load_plugin
 from satdiff_cli.probability import LABEL_IGNORE
 
@@ -151,7 +151,7 @@ def build_pair(pair: ScenePair, folder: Path, config: PairingConfig, *, change_v
             label = read_label(pair.label, summary, change_value=change_value)
             raster.write_band(folder / artifacts.LABELS_DIR / composite.name, label, summary.grid, description="change")
         return PairOutcome(add_dates(pair), summary)
-    except (RasterError, CatalogError) as error:
+    except (RasterError, CatalogError, ConfigError) as error:
         composite.unlink(missing_ok=True)
         return PairOutcome(pair, None, hint=error.hint, reason=error.message)
 
@@ -197,7 +197,14 @@ def read_label(path: Path, summary: CompositeSummary, *, change_value: int) -> N
     Raises:
         RasterError: The label has another size than the before scene and the composite, or holds other values.
     """
-    values = raster.read_band(path)
+    values, grid = raster.read_band(path), raster.read_grid(path)
+    are_placed = grid.is_georeferenced and summary.grid.is_georeferenced
+    is_moved = grid.shape == summary.before_grid.shape and not grid.is_same(summary.before_grid)
+    if are_placed and is_moved and not grid.is_same(summary.grid):
+        raise RasterError(
+            f"{path} has the size of its before scene, but lies elsewhere or in another coordinate system",
+            "a label lies on the before scene's grid; gdalwarp -te -ts brings it there",
+        )
     if values.shape == summary.before_grid.shape:
         values = values[summary.window.slices]
     elif values.shape != summary.grid.shape:
@@ -408,6 +415,21 @@ def read_catalog(data: Path, format_name: str, options: CatalogOptions) -> Catal
         if not _PAIR_ID.fullmatch(pair.pair_id):
             raise CatalogError(f"{pair.source}: the pair id {pair.pair_id!r} cannot be a file name", "rename the pair")
     return found
+
+
+def refuse_own_output(project: Path, tables: Sequence[Path | None]) -> None:
+    """Refuse a table of pairs that would be replaced by the result.
+
+    Raises:
+        CatalogError: A table is named like one that is written.
+    """
+    outputs = {(project / name).resolve() for name in (artifacts.PAIRS_CSV, artifacts.PAIRS_REPORT_CSV)}
+    for table in tables:
+        if table is not None and table.is_file() and table.resolve() in outputs:
+            raise CatalogError(
+                f"{table} would be replaced by the {table.name} that satdiff pair writes",
+                "rename the table, or write elsewhere with --out FOLDER",
+            )
 
 
 def describe_composites(outcomes: Sequence[PairOutcome], root: Path, config: PairingConfig) -> artifacts.Manifest:

@@ -13,8 +13,9 @@ from typing import Any, Literal, Self
 import numpy as np
 import rasterio
 from numpy.typing import NDArray
+from rasterio._err import CPLE_BaseError
 from rasterio.enums import ColorInterp, MaskFlags
-from rasterio.errors import NotGeoreferencedWarning, RasterioError
+from rasterio.errors import CRSError, NotGeoreferencedWarning, RasterioError
 from rasterio.transform import Affine
 from rasterio.vrt import WarpedVRT
 from rasterio.warp import transform_bounds
@@ -37,6 +38,7 @@ Resampling = Literal["nearest", "bilinear", "cubic", "lanczos"]
 warnings.filterwarnings("ignore", category=NotGeoreferencedWarning)
 
 STRIP_ROWS = 512
+_TRANSFORM_ERRORS = (RasterioError, CRSError, CPLE_BaseError)
 BLOCK_PX = 256
 STATISTICS_TAG = "SATDIFF_STATISTICS"
 # Two grids are the same if their corners differ by less than this [px]; text formats round transforms.
@@ -208,8 +210,11 @@ def native_bounds(grid: Grid) -> tuple[float, float, float, float]:
 
 
 def geographic_bounds(grid: Grid) -> tuple[float, float, float, float]:
-    """Return west, south, east, north of a georeferenced grid [°]."""
-    return transform_bounds(grid.crs, "EPSG:4326", *native_bounds(grid))
+    """Return west, south, east, north of a georeferenced grid [°]; NaN where its system has no place on Earth."""
+    try:
+        return transform_bounds(grid.crs, "EPSG:4326", *native_bounds(grid))
+    except _TRANSFORM_ERRORS:
+        return math.nan, math.nan, math.nan, math.nan
 
 
 def to_rasterio(window: Window) -> RasterioWindow:
@@ -228,8 +233,13 @@ def is_masked(dataset: Any) -> bool:
     return any(MaskFlags.all_valid not in flags for flags in dataset.mask_flag_enums)
 
 
-def image_bands(dataset: Any) -> list[int]:
-    """Return the 1-based numbers of the bands that hold an image, i.e. all but alpha."""
+def image_bands(dataset: Any, names: Sequence[str] | None = None) -> list[int]:
+    """Return the 1-based numbers of the bands that hold an image, i.e. all but alpha.
+
+    Names for all bands say that none of them is alpha: GDAL tags the fourth of four byte bands so by default.
+    """
+    if names and len(names) == dataset.count:
+        return list(dataset.indexes)
     return [
         number
         for number, meaning in zip(dataset.indexes, dataset.colorinterp, strict=True)
@@ -247,7 +257,8 @@ def read_valid_mask(dataset: Any, bands: Sequence[int]) -> NDArray[np.bool_]:
         bool (H, W).
     """
     valid = np.ones(dataset.shape, dtype=bool)
-    has_own_mask = is_masked(dataset)
+    is_alpha_a_band = any(dataset.colorinterp[band - 1] == ColorInterp.alpha for band in bands)
+    has_own_mask = is_masked(dataset) and not is_alpha_a_band
     zero = np.zeros((0, 0) if has_own_mask else dataset.shape, dtype=bool)
     for strip in iterate_strips(*dataset.shape):
         pixels = dataset.read(list(bands), window=to_rasterio(strip))
@@ -325,7 +336,12 @@ def intersect_grids(before: Grid, after: Grid, *, what: str) -> Window:
     Raises:
         RasterError: The scenes do not overlap.
     """
-    left, bottom, right, top = transform_bounds(after.crs, before.crs, *native_bounds(after))
+    try:
+        left, bottom, right, top = transform_bounds(after.crs, before.crs, *native_bounds(after))
+    except _TRANSFORM_ERRORS as error:
+        raise RasterError(
+            f"{what}: no way leads from one coordinate system to the other: {error}", "gdalwarp brings both into one"
+        ) from error
     corners = [~before.affine @ corner for corner in ((left, top), (right, top), (left, bottom), (right, bottom))]
     cols, rows = [corner[0] for corner in corners], [corner[1] for corner in corners]
     # Footprints that end on a pixel border can miss it by rounding: not worth another row.

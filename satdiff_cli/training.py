@@ -30,6 +30,7 @@ from satdiff_cli.pretrained import PretrainedReport, load_encoder_weights
 from satdiff_cli.probability import LABEL_IGNORE
 from satdiff_cli.samples import CropDataset, EpochSampler, SampleConfig, TileDataset
 
+RESUMABLE = ("epochs", "patience")  # what may change when a training goes on
 HISTORY_COLUMNS = ("epoch", "loss", "iou", "f1", "precision", "recall", "threshold", "lr", "seconds")
 
 
@@ -157,6 +158,12 @@ class RunWriter(Callback):
         self.best_iou = state_dict["best_iou"]
         self.history = state_dict["history"]
 
+    def on_train_start(self, trainer: lightning.Trainer, _: Any) -> None:
+        """Let a resumed training run with its own patience instead of the one in the checkpoint."""
+        for stopper in trainer.early_stopping_callbacks:
+            assert isinstance(stopper, EarlyStopping)
+            stopper.patience, stopper.stopped_epoch = self._job.config.patience, 0
+
     def on_train_epoch_start(self, *_: Any) -> None:
         """Start the clock."""
         self._started = time.monotonic()
@@ -272,9 +279,10 @@ def require_same_run(job: Job) -> None:
         torch.load(last, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # a damaged file can fail in any way
         raise ArtifactError(f"{last} cannot be read: {str(error)[:200]}", anew) from error
-    before = checkpoint.read_card(job.folder).describe_task()
-    now = job.card.describe_task()
-    changed = [name for name, value in now.items() if value != before[name]]
+    stored = TrainConfig.resolve(job.folder / checkpoint.CONFIG_NAME, {}).as_dict()
+    before = {**stored, **checkpoint.read_card(job.folder).describe_task()}
+    now = {**job.config.as_dict(), **job.card.describe_task()}
+    changed = [name for name, value in now.items() if value != before[name] and name not in RESUMABLE]
     if changed:
         raise ConfigError(
             f"run {job.folder} cannot go on with other {', '.join(changed)}: it was {before[changed[0]]}, "

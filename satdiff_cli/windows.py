@@ -122,8 +122,9 @@ class RowBlender:
         self._blend: Blend = blend
         self._first_row = 0
         band_height = min(size, shape[0])
-        self._sum = np.zeros((channels, band_height, shape[1]), dtype=np.float32)
-        self._weight = np.zeros((band_height, shape[1]), dtype=np.float32)
+        # Far from a window's centre weights are tiny: sums of float32 would lose the last digits of the image.
+        self._sum = np.zeros((channels, band_height, shape[1]))
+        self._weight = np.zeros((band_height, shape[1]))
 
     def add(self, window: Window, values: NDArray[np.float32]) -> Iterator[tuple[int, NDArray[np.float32]]]:
         """Add the result of one window, (channels, height, width).
@@ -136,7 +137,7 @@ class RowBlender:
         weights = window_weights(window, self._shape, overlap=self._overlap, blend=self._blend)
         rows = slice(window.row - self._first_row, window.row - self._first_row + window.height)
         cols = slice(window.col, window.col + window.width)
-        self._sum[:, rows, cols] += weights * values
+        self._sum[:, rows, cols] += weights.astype(np.float64) * values
         self._weight[rows, cols] += weights
 
     def finish(self) -> Iterator[tuple[int, NDArray[np.float32]]]:
@@ -145,7 +146,7 @@ class RowBlender:
         yield self._first_row, self._take_rows(remaining)
 
     def _take_rows(self, count: int) -> NDArray[np.float32]:
-        blended = self._sum[:, :count] / self._weight[:count]
+        blended = (self._sum[:, :count] / self._weight[:count]).astype(np.float32)
         self._sum[:, :-count] = self._sum[:, count:]
         self._weight[:-count] = self._weight[count:]
         self._sum[:, -count:] = 0

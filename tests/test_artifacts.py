@@ -74,7 +74,7 @@ def test_a_mistake_while_a_folder_is_written_leaves_the_old_one_and_nothing_else
 ) -> None:
     path = tmp_path / "run"
     path.mkdir()
-    (path / "old.txt").touch()
+    (path / "manifest.json").touch()
 
     def write_half() -> None:
         with artifacts.write_folder(path, overwrite=True) as temporary:
@@ -83,20 +83,32 @@ def test_a_mistake_while_a_folder_is_written_leaves_the_old_one_and_nothing_else
 
     with pytest.raises(mistake):
         write_half()
-    assert names_in(path) == ["old.txt"]
+    assert names_in(path) == ["manifest.json"]
     assert names_in(tmp_path) == ["run"]
 
 
 def test_a_folder_is_replaced_as_a_whole_and_only_when_asked(tmp_path: Path) -> None:
     path = tmp_path / "run"
     path.mkdir()
-    (path / "old.txt").touch()
+    (path / "manifest.json").touch()
     with pytest.raises(OutputExistsError), artifacts.write_folder(path):
         pytest.fail("the block must not run")
     with artifacts.write_folder(path, overwrite=True) as temporary:
         (temporary / "new.txt").touch()
     assert names_in(path) == ["new.txt"]
     assert names_in(tmp_path) == ["run"]
+
+
+def test_a_folder_of_something_else_is_never_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "thesis"
+    path.mkdir()
+    (path / "chapter.txt").touch()
+    with (
+        pytest.raises(OutputExistsError, match="did not write"),
+        artifacts.write_folder(path, overwrite=True),
+    ):
+        pytest.fail("the block must not run")
+    assert names_in(path) == ["chapter.txt"]
 
 
 def test_a_folder_that_cannot_be_moved_in_leaves_the_old_one(tmp_path: Path) -> None:

@@ -184,11 +184,23 @@ def test_pairing_that_fails_leaves_the_composites_that_are_there(project: Path) 
         (("ensemble", PREDICTION, "--out", f"data/predicted_masks/{RUN}"), f"data/predicted_masks/{RUN}"),
         (("submit", "--out", "data/sample_submission.csv"), "data/sample_submission.csv"),
         (("export", PREDICTION, "--out", "data/composites"), "data/composites"),
-        (("demo", "data"), "data"),
     ],
 )
 def test_what_is_there_is_not_replaced_unless_asked_for(project: Path, args: tuple[Any, ...], output: str) -> None:
     refuse(*args, cwd=project, naming=f"{output}", hinting="--overwrite")
+
+
+@pytest.mark.parametrize("args", [("demo", "data"), ("export", PREDICTION, "--out", "data")])
+def test_a_folder_that_satdiff_did_not_make_is_not_replaced_even_if_asked_for(
+    project: Path, args: tuple[str, ...]
+) -> None:
+    refuse(*args, "--overwrite", cwd=project, naming="data", hinting="another place")
+
+
+def test_a_table_that_would_be_replaced_by_the_result_is_refused(tmp_path: Path) -> None:
+    mine = tmp_path / "pairs.csv"
+    mine.write_text("before,after\na.tif,b.tif\n", encoding="utf-8")
+    refuse("pair", mine, "--overwrite", cwd=tmp_path, naming="pairs.csv", hinting="rename")
 
 
 # --- tile and train ------------------------------------------------------------------------------------------------

@@ -593,8 +593,8 @@ def test_masks_are_exported_on_the_prediction_s_grid(project: Path) -> None:
 
 def test_pictures_are_exported_for_every_pair(project: Path) -> None:
     succeed("export", PREDICTION, "--as", "png", "--out", "pictures", cwd=project)
-    assert sorted(path.stem for path in (project / "pictures").iterdir()) == TEST_IDS
-    for path in (project / "pictures").iterdir():
+    assert sorted(path.stem for path in (project / "pictures").glob("*.png")) == TEST_IDS
+    for path in (project / "pictures").glob("*.png"):
         with Image.open(path) as picture:
             picture.load()
             assert picture.width > 4 * LAST_SHAPE[1]

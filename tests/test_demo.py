@@ -33,5 +33,5 @@ def test_demo_does_not_touch_a_folder_that_is_there(tmp_path: Path) -> None:
     (tmp_path / "show" / "mine.txt").write_text("kept", encoding="utf-8")
     outcome = satdiff("demo", "show", cwd=tmp_path)
     assert outcome.code == 1
-    assert "--overwrite" in outcome.err
+    assert "did not write" in outcome.err
     assert (tmp_path / "show" / "mine.txt").read_text(encoding="utf-8") == "kept"

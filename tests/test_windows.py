@@ -195,4 +195,4 @@ def test_the_blender_holds_one_row_of_windows_however_tall_the_scene_is() -> Non
             most = max(most, sum(array.nbytes for array in arrays))
         return most
 
-    assert held_bytes(3000) == held_bytes(100) == (2 + 1) * 32 * 60 * 4
+    assert held_bytes(3000) == held_bytes(100) == (2 + 1) * 32 * 60 * 8

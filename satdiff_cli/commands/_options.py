@@ -54,7 +54,7 @@ class Bar:
 
 def count_workers(given: int | None) -> int:
     """Return the given number of workers, else one for each CPU that this process may use."""
-    return len(os.sched_getaffinity(0)) if given is None else given
+    return (os.cpu_count() or 1) if given is None else given
 
 
 def say(text: str) -> None:

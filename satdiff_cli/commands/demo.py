@@ -78,6 +78,7 @@ def demo(
     started = time.monotonic()
     with artifacts.write_folder(folder, overwrite=overwrite) as temporary:
         write_dataset(DemoFolders(temporary), pairs=pairs, seed=seed)
+        artifacts.write_manifest(temporary, artifacts.Manifest("demo", config={"pairs": pairs}, seed=seed))
     run_steps(DemoFolders(folder), epochs=epochs, steps=steps, seed=seed, device=device)
     show_results(DemoFolders(folder), seconds=time.monotonic() - started)
 

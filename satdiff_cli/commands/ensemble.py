@@ -42,12 +42,14 @@ def ensemble(
 
     Next: satdiff submit ensemble.pkl
     """
-    from satdiff_cli import ensembling
+    from satdiff_cli import artifacts, ensembling
     from satdiff_cli import predictions as core
 
     factors = ensembling.parse_weights(weights, len(predictions))
     found = [core.resolve_prediction(path, data) for path in predictions]
-    target = core.Target.at(out or found[0].parent / core.ENSEMBLE, overwrite=overwrite)
+    is_out_of_fold = all(path.name.startswith(artifacts.OUT_OF_FOLD_PREFIX) for path in found)
+    name = f"{artifacts.OUT_OF_FOLD_PREFIX * is_out_of_fold}{core.ENSEMBLE}"
+    target = core.Target.at(out or found[0].parent / name, overwrite=overwrite)
     with options.progress_bar("averaging", None) as bar:
         header = ensembling.write_ensemble(
             found,
@@ -60,4 +62,5 @@ def ensemble(
     options.say(f"done   {mean} mean of {len(predictions)} predictions, {len(header.pair_ids)} pairs, {cut}")
     path = target.pickle
     summary = {"prediction": path, "pairs": len(header.pair_ids), "threshold": header.threshold}
-    options.finish(summary, path=path, next_command=f"satdiff submit {path}", as_json=as_json)
+    next_command = f"satdiff {'evaluate' if is_out_of_fold else 'submit'} {path}{options.data_flag(data)}"
+    options.finish(summary, path=path, next_command=next_command, as_json=as_json)

@@ -40,6 +40,7 @@ def evaluate(
     allow_missing: Annotated[
         bool, typer.Option("--allow-missing", help="Leave out predicted pairs that have no label.")
     ] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file of --out.")] = False,
     as_json: options.JsonOption = False,
 ) -> None:
     """Score a prediction per pair and pooled over pixels.
@@ -60,6 +61,7 @@ def evaluate(
         )
     name = path.name.removesuffix(".pkl")
     json_path = out or path.with_name(f"{name}_scores.json")
+    artifacts.check_output(json_path, overwrite=overwrite or out is None)
     artifacts.write_json(json_path, scores.as_dict())
     if not as_json:
         print_table(scores, f"{name}, threshold {cut:.3f} ({origin})", with_best=best_threshold)

@@ -53,6 +53,8 @@ def export(
     ):
         cut, origin = predictions.choose_threshold(threshold, reader.header)
         written = output.write(reader, temporary, predictions.ExportOptions(data, cut))
+        settings = {"prediction": str(path), "as": kind, "threshold": cut}
+        artifacts.write_manifest(temporary, artifacts.Manifest("export", config=settings))
     options.say(f"done   {len(written)} files of {path} at threshold {cut:.3f} ({origin})")
     summary = {"folder": folder, "files": sorted(file.name for file in written)}
     options.finish(summary, path=folder, next_command="", as_json=as_json)

@@ -75,6 +75,7 @@ def pair(
     )
     project = out or (data.parent if data.is_file() else data)
     report_path = project / artifacts.PAIRS_REPORT_CSV
+    pairing.refuse_own_output(project, [data, table])
     for name in (artifacts.PAIRS_CSV, artifacts.COMPOSITES_DIR):
         artifacts.check_output(project / name, overwrite=overwrite or dry_run)
     found = pairing.read_catalog(data, format_name, CatalogOptions(table, before_column, after_column, site_pattern))

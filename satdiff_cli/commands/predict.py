@@ -58,7 +58,7 @@ def predict(
     found = [checkpoint.resolve_run(name, models) for name in runs] if runs else [checkpoint.resolve_run(None, models)]
     pairs = pairing.read_pairs(data)
     if out_of_fold:
-        plan = inference.plan_out_of_fold(pairs, checkpoint.list_family(found, models), allow_missing=allow_missing)
+        plan = inference.plan_out_of_fold(pairs, checkpoint.list_family(found), allow_missing=allow_missing)
     else:
         plan = inference.plan_prediction(pairs, found, scenes)
     target = predictions.Target.at(

@@ -12,8 +12,6 @@ from satdiff_cli.plugins import list_plugins
 if TYPE_CHECKING:
     from satdiff_cli import experiment, training
 
-ARCH_ALIASES = {"unet++": "unetplusplus"}
-
 
 def setting(flag: str, text: str) -> typer.models.OptionInfo:
     """Declare a flag for a setting of ``TrainConfig``: absent unless given, its default shown in the help."""
@@ -81,7 +79,7 @@ def train(
     Next: satdiff predict
     """
     flags = {
-        "arch": ARCH_ALIASES.get(arch, arch) if arch else None,
+        "arch": arch,
         "encoder": encoder,
         "encoder_weights": encoder_weights,
         "decoder": decoder,
@@ -111,6 +109,7 @@ def train(
     if folder is None:
         folder = out / (name or f"{resolved.arch}_{resolved.encoder.removeprefix('tu-')}_fold{split.fold}")
         artifacts.check_output(folder, overwrite=overwrite or dry_run)
+    on_gpu = checkpoint.pick_device(device).type == "cuda"
     job = experiment.Job(
         resolved,
         split,
@@ -118,7 +117,8 @@ def train(
         folder,
         tile_size=max(max(tile.window.height, tile.window.width) for tile in tiles),
         device=device,
-        workers=0 if workers is None else workers,
+        # On a CPU the network itself takes all cores; loading beside it would only slow it down.
+        workers=options.count_workers(workers) if workers is not None or on_gpu else 0,
         resume=resume,
     )
     options.say(
