@@ -2,9 +2,11 @@
 
 import hashlib
 import json
+import math
 import os
 import shutil
 import tempfile
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -182,7 +184,7 @@ def write_json(path: Path, value: Any) -> None:
 
 def replace_nan(value: Any) -> Any:
     """Replace NaN, which JSON does not know, by None in nested dicts and lists."""
-    if isinstance(value, float) and value != value:  # noqa: PLR0124  (only NaN differs from itself)
+    if isinstance(value, float) and math.isnan(value):
         return None
     if isinstance(value, Mapping):
         return {str(key): replace_nan(item) for key, item in value.items()}
@@ -272,7 +274,7 @@ def read_sample_ids(path: Path) -> list[str]:
     """
     table = read_table(path, ("Id",))
     ids: list[str] = table["Id"].str.strip().tolist()
-    repeated = sorted({item for item in ids if ids.count(item) > 1}) if len(set(ids)) < len(ids) else []
+    repeated = sorted(item for item, count in Counter(ids).items() if count > 1)
     if repeated:
         raise ArtifactError(f"{path} repeats the ids {list_some(repeated)}")
     return ids

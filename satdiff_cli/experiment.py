@@ -1,5 +1,6 @@
 """Set a training up: split tiles by fold, describe the network in a model card."""
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -118,11 +119,14 @@ def common_bands(pairs: Sequence[Pair], tiles: Sequence[Tile]) -> tuple[str, ...
         ConfigError: The bands differ.
         ArtifactError: A tile leaves its composite, which was made anew since.
     """
+    tiles_of = defaultdict(list)
+    for tile in tiles:
+        tiles_of[tile.pair_id].append(tile)
     bands: dict[tuple[str, ...], str] = {}
     for pair in pairs:
         with raster.Composite(pair.composite) as composite:
             bands.setdefault(composite.bands, pair.pair_id)
-            outside = [tile for tile in tiles if tile.pair_id == pair.pair_id and not tile.fits(composite.grid.shape)]
+            outside = [tile for tile in tiles_of[pair.pair_id] if not tile.fits(composite.grid.shape)]
         if outside:
             raise ArtifactError(
                 f"tile {outside[0].tile_id} leaves its composite {pair.composite}", "satdiff tile DATA --overwrite"

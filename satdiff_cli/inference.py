@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -111,17 +112,16 @@ class Predictor:
 
     def _predict_windows(self, composite: Composite, windows: Sequence[Window]) -> NDArray[np.float32]:
         """Predict windows of equal size: (n, classes, h, w) in [0, 1]."""
-        images, observed = [], []
-        for window in windows:
+        images = {}
+        for index, window in enumerate(windows):
             valid = composite.read_valid(window)
-            observed.append(valid.any())
-            pixels = composite.read(window)
-            images.append(self.card.normalization.apply(pixels, valid, composite.statistics))
+            if valid.any():  # nothing is read or computed where there is nothing to see
+                pixels = composite.read(window)
+                images[index] = self.card.normalization.apply(pixels, valid, composite.statistics)
         result = np.zeros((len(windows), self.card.classes, windows[0].height, windows[0].width), dtype=np.float32)
-        used = np.flatnonzero(observed)  # nothing is computed where there is nothing to see
-        if used.size:
-            stack = torch.from_numpy(np.stack([images[index] for index in used])).to(self._device)
-            result[used] = self.predict_stack(stack).cpu().numpy()
+        if images:
+            stack = torch.from_numpy(np.stack(list(images.values()))).to(self._device)
+            result[list(images)] = self.predict_stack(stack).cpu().numpy()
         return result
 
     @torch.inference_mode()
@@ -245,14 +245,11 @@ def run_plan(
     data = pairs[0].composite.parents[1]
     inputs = [*map(find_weights, used), *(pair.composite for pair in pairs)]
     manifest = Manifest("prediction", config=asdict(config), inputs=describe_inputs(inputs, data))
-    loaded: tuple[Path | None, Predictor | None] = (None, None)
     with write_prediction(target, header, manifest) as writer:
-        for pair in pairs:
-            run, predictor = loaded
-            if predictor is None or run != plan.runs[pair]:
-                predictor = Predictor(*load_model(plan.runs[pair]), config, device)
-                loaded = plan.runs[pair], predictor
-            with Composite(pair.composite) as composite, writer.add(pair.pair_id, composite.grid) as output:
-                for first_row, rows in predictor.predict_rows(composite, on_window):
-                    output.write_rows(first_row, rows)
+        for run, own_pairs in groupby(pairs, key=lambda pair: plan.runs[pair]):
+            predictor = Predictor(*load_model(run), config, device)
+            for pair in own_pairs:
+                with Composite(pair.composite) as composite, writer.add(pair.pair_id, composite.grid) as output:
+                    for first_row, rows in predictor.predict_rows(composite, on_window):
+                        output.write_rows(first_row, rows)
     return header

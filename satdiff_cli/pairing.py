@@ -23,6 +23,7 @@ STATUS_OK = "ok"
 STATUS_FAILED = "failed"
 STATUS_UNRESOLVED = "unresolved"
 _PAIR_ID = re.compile(r"[^./\\\x00][^/\\\x00]{0,199}")
+_LABEL_GRID_HINT = "a label lies on the before scene's grid; gdalwarp -te -ts brings it there"
 _JPEG_SUFFIXES = {".jpg", ".jpeg"}
 _JPEG_THRESHOLD = 128  # compression blurs 0 and 255; the middle parts them again
 
@@ -203,7 +204,7 @@ def read_label(path: Path, summary: CompositeSummary, *, change_value: int) -> N
     if are_placed and is_moved and not grid.is_same(summary.grid):
         raise RasterError(
             f"{path} has the size of its before scene, but lies elsewhere or in another coordinate system",
-            "a label lies on the before scene's grid; gdalwarp -te -ts brings it there",
+            _LABEL_GRID_HINT,
         )
     if values.shape == summary.before_grid.shape:
         values = values[summary.window.slices]
@@ -211,7 +212,7 @@ def read_label(path: Path, summary: CompositeSummary, *, change_value: int) -> N
         raise RasterError(
             f"{path} is {values.shape[0]} × {values.shape[1]} px, "
             f"its before scene {summary.before_grid.height} × {summary.before_grid.width} px",
-            "a label lies on the before scene's grid; gdalwarp -te -ts brings it there",
+            _LABEL_GRID_HINT,
         )
     if path.suffix.lower() in _JPEG_SUFFIXES:
         return (values >= _JPEG_THRESHOLD).astype(np.uint8)

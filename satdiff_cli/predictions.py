@@ -163,24 +163,23 @@ class PickleReader:
         index = self.header.pair_ids.index(pair_id)
         if self._arrays is not None:
             return check_probability(self._arrays[index], pair_id, self.path)
-        while (
-            len(self._offsets) <= index + 1
-        ):  # frames have no length: those before must be passed to learn where it lies
-            value = self._load(len(self._offsets) - 1)
-            self._offsets.append(self._stream.tell())
-            if len(self._offsets) == index + 2:
-                return check_probability(value, pair_id, self.path)
+        for earlier in range(len(self._offsets) - 1, index):  # frames have no length: pass them to learn where it lies
+            self._load(earlier)
         return check_probability(self._load(index), pair_id, self.path)
 
     def _load(self, index: int) -> Any:
+        """Load a frame whose place is known, and learn the place of the next one."""
         self._stream.seek(self._offsets[index])
         try:
-            return load_frame(self._stream, self.path)
+            value = load_frame(self._stream, self.path)
         except EOFError:
             raise ArtifactError(
                 f"{self.path} breaks off: {index} of its {len(self.header.pair_ids)} pairs are there",
                 "make it again with: satdiff predict --overwrite",
             ) from None
+        if len(self._offsets) == index + 1:
+            self._offsets.append(self._stream.tell())
+        return value
 
 
 class FolderReader:

@@ -12,12 +12,12 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path, PureWindowsPath
 
+from satdiff_cli.artifacts import SAMPLE_SUBMISSION_CSV
 from satdiff_cli.catalog import RASTER_SUFFIXES, Problem, parse_unique_number
 from satdiff_cli.errors import CatalogError
 
 EXCEL_SUFFIXES = (".xls", ".xlsx")
 TABLE_SUFFIXES = (*EXCEL_SUFFIXES, ".csv", ".tsv")
-SAMPLE_SUBMISSION = "sample_submission.csv"
 
 MIN_NUMBER_SHARE = 0.5  # numbers may mean anything: columns of them count where most of their rows become pairs
 
@@ -97,7 +97,7 @@ def read_test_ids(folder: Path) -> frozenset[str]:
     Raises:
         CatalogError: The file has no column ``Id``.
     """
-    path = folder / SAMPLE_SUBMISSION
+    path = folder / SAMPLE_SUBMISSION_CSV
     if not path.is_file():
         return frozenset()
     rows = read_sheets(path)[0].rows

@@ -31,7 +31,8 @@ from satdiff_cli.probability import LABEL_IGNORE
 from satdiff_cli.samples import CropDataset, EpochSampler, SampleConfig, TileDataset
 
 RESUMABLE = ("epochs", "patience")  # what may change when a training goes on
-HISTORY_COLUMNS = ("epoch", "loss", "iou", "f1", "precision", "recall", "threshold", "lr", "seconds")
+SCORES = ("iou", "f1", "precision", "recall")
+HISTORY_COLUMNS = ("epoch", "loss", *SCORES, "threshold", "lr", "seconds")
 
 
 class TrainingInterruptedError(SatdiffError):
@@ -117,8 +118,8 @@ class ChangeModule(lightning.LightningModule):
         """Return the validation scores at the best threshold, NaN replaced by 0, with the threshold."""
         threshold = self.curve.best_threshold()
         confusion = self.curve.confusion_at(threshold).as_dict()
-        scores = {name: confusion[name] for name in ("iou", "f1", "precision", "recall")}
-        return {name: 0.0 if math.isnan(value) else value for name, value in scores.items()} | {"threshold": threshold}
+        scores = {name: 0.0 if math.isnan(confusion[name]) else confusion[name] for name in SCORES}
+        return scores | {"threshold": threshold}
 
     def configure_optimizers(self) -> Any:
         """Return AdamW and a learning rate that decays by a factor an epoch."""
@@ -145,7 +146,6 @@ class RunWriter(Callback):
         self._report = report
         self._started = time.monotonic()
         self._is_new = not job.resume
-        self.card = job.card
         self.best_iou = -1.0
         self.history: list[dict[str, float]] = []
 
@@ -184,12 +184,11 @@ class RunWriter(Callback):
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, module: Any) -> None:
         """Save the epoch."""
-        scores = module.scores()
         epoch = trainer.current_epoch + 1
         row = {
             "epoch": epoch,
             "loss": sum(module.losses) / len(module.losses),
-            **scores,
+            **module.scores(),
             "lr": learning_rate(self._job.config, epoch),
             "seconds": time.monotonic() - self._started,
         }
@@ -204,12 +203,12 @@ class RunWriter(Callback):
 
     def _save(self, trainer: lightning.Trainer, module: Any, folder: Path) -> None:
         """Save the epoch that was added to the history last into a folder."""
-        scores, epoch = module.scores(), len(self.history)
-        if scores["iou"] > self.best_iou:
-            self.best_iou = scores["iou"]
-            validation = {name: value for name, value in scores.items() if name != "threshold"}
-            self.card = replace(self._job.card, threshold=scores["threshold"], epoch=epoch, scores=validation)
-            checkpoint.save_weights(folder, module.model, self.card)
+        row, epoch = self.history[-1], len(self.history)
+        if row["iou"] > self.best_iou:
+            self.best_iou = row["iou"]
+            scores = {name: row[name] for name in SCORES}
+            card = replace(self._job.card, threshold=row["threshold"], epoch=epoch, scores=scores)
+            checkpoint.save_weights(folder, module.model, card)
         write_history(folder / checkpoint.HISTORY_NAME, self.history)
         with artifacts.write_file(folder / checkpoint.LAST_NAME) as temporary:
             trainer.save_checkpoint(temporary)

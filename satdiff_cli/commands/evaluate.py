@@ -1,5 +1,6 @@
 """``satdiff evaluate``: score a prediction against labels."""
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -81,7 +82,7 @@ def print_table(scores: "Evaluation", title: str, *, with_best: bool) -> None:
     def add(name: str, confusion: "Confusion") -> None:
         values = [getattr(confusion, score) for score in SCORES]
         changed = confusion.true_positive + confusion.false_negative
-        table.add_row(name, *("–" if value != value else f"{value:.3f}" for value in values), str(changed))  # noqa: PLR0124
+        table.add_row(name, *("–" if math.isnan(value) else f"{value:.3f}" for value in values), str(changed))
 
     for pair_id, confusion in scores.pairs.items():
         add(pair_id, confusion)

@@ -6,6 +6,7 @@ from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from satdiff_cli.artifacts import SAMPLE_SUBMISSION_CSV
 from satdiff_cli.catalog import (
     RASTER_SUFFIXES,
     Catalog,
@@ -21,7 +22,6 @@ from satdiff_cli.catalog import (
 )
 from satdiff_cli.errors import CatalogError, RasterError
 from satdiff_cli.tables import (
-    SAMPLE_SUBMISSION,
     TABLE_SUFFIXES,
     Columns,
     SceneNames,
@@ -114,7 +114,7 @@ def _read_folder(root: Path) -> Dataset:
         raise CatalogError(f"{folder} holds no scenes", f"put rasters ({', '.join(sorted(RASTER_SUFFIXES))}) there")
     composite_files = _group_pair_files(composites, SceneNames(scenes))
     names = SceneNames([*scenes, *itertools.chain.from_iterable(composite_files.scenes.values())])
-    submission = dict.fromkeys(sorted(read_test_ids(root)), root / SAMPLE_SUBMISSION)
+    submission = dict.fromkeys(sorted(read_test_ids(root)), root / SAMPLE_SUBMISSION_CSV)
     return Dataset(
         root=root,
         scenes=scenes,
@@ -376,7 +376,7 @@ def _report_unused(dataset: Dataset, paired: set[frozenset[str]]) -> Iterator[Pr
     for source, files in (
         (COMPOSITES, dataset.composites),
         (LABELS, dataset.labels),
-        (SAMPLE_SUBMISSION, dataset.submission),
+        (SAMPLE_SUBMISSION_CSV, dataset.submission),
     ):
         used = {files.stems.get(key) for key in paired}
         for stem in files.paths:
