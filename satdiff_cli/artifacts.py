@@ -4,6 +4,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import shutil
 import tempfile
 from collections import Counter
@@ -173,6 +174,19 @@ def replace_folder(source: Path, target: Path) -> None:
         aside.rmdir()
         raise
     shutil.rmtree(aside, ignore_errors=True)
+
+
+def remove_leftovers(path: Path) -> None:
+    """Remove what a killed process that wrote a folder, or files in it, left beside it and inside of it."""
+    beside = re.compile(rf"\.{re.escape(path.name)}-(old-)?[a-z0-9_]{{8}}")
+    for folder in sorted(path.parent.iterdir()) if path.parent.is_dir() else []:
+        match = beside.fullmatch(folder.name)
+        # What .x-old-… holds tells whether x was set aside there, or whether a folder x-old is being written.
+        if match and folder.is_dir() and (not match[1] or {item.name for item in folder.iterdir()} <= {path.name}):
+            shutil.rmtree(folder)
+    for file in sorted(path.iterdir()) if path.is_dir() else []:
+        if file.is_file() and re.fullmatch(r"\..+-[a-z0-9_]{8}(\.\w+)?", file.name):
+            file.unlink()
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -15,6 +15,10 @@ TEST_FOLD = "test"
 VALIDATION_FOLD = "val"
 TRAIN_FOLD = "train"
 NO_FOLD = ""
+FILE_SEPARATOR = ";"
+
+# The files of one acquisition, in the order of their bands: mostly one, several where bands differ in resolution.
+Scene = tuple[Path, ...]
 
 _DATE = re.compile(r"(?<!\d)((?:19|20)\d{2})[-_.]?(0[1-9]|1[0-2])[-_.]?(0[1-9]|[12]\d|3[01])(?!\d)")
 _UNIQUE_NUMBER = re.compile(r"UN(\d+)(?!\d)", re.IGNORECASE)
@@ -24,13 +28,14 @@ _UNIQUE_NUMBER = re.compile(r"UN(\d+)(?!\d)", re.IGNORECASE)
 class ScenePair:
     """Name the files of one before scene and one after scene of a site.
 
-    ``composite`` is a ready-made stack of both dates, used instead of the two scenes where it exists. ``fold`` is
-    only set where the dataset prescribes a split. ``source`` says where the pair was found, for reports.
+    The first file of a scene stands for it in names. ``composite`` is a ready-made stack of both dates, used instead
+    of the two scenes where it exists. ``fold`` is only set where the dataset prescribes a split. ``source`` says where
+    the pair was found, for reports.
     """
 
     pair_id: str
-    before: Path
-    after: Path
+    before: Scene
+    after: Scene
     site_id: str
     source: str
     before_date: str = ""
@@ -88,6 +93,16 @@ def list_rasters(folder: Path) -> list[Path]:
         and path.is_file()
         and not any(part.startswith(".") for part in path.relative_to(folder).parts)
     )
+
+
+def join_files(files: Iterable[str]) -> str:
+    """Write the files of a scene into one cell of a table."""
+    return FILE_SEPARATOR.join(files)
+
+
+def split_files(cell: str) -> list[str]:
+    """Undo ``join_files``; blanks around a file and empty places are left out."""
+    return [file for part in cell.split(FILE_SEPARATOR) if (file := part.strip())]
 
 
 def parse_scene_date(name: str) -> date | None:

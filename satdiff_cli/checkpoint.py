@@ -84,24 +84,27 @@ def build_model(card: ModelCard) -> nn.Module:
     Raises:
         ConfigError: The architecture, encoder or decoder is not known.
     """
+    plugin = load_plugin("models", card.arch)
     try:
-        return load_plugin("models", card.arch).build(card)
+        return plugin.build(card)
     except (KeyError, ValueError, RuntimeError) as error:
         text = str(error.args[0] if error.args else error)
-        raise ConfigError(
-            f"cannot build {card.arch} with {describe(card.parameters)}: {text[:300]}",
-            f"{suggest_encoder(str(card.parameters.get('encoder')))}encoders are those of "
-            "segmentation-models-pytorch, or tu-NAME for one of timm, e.g. --encoder resnet34",
-        ) from error
+        hint = "see satdiff train --help for what each setting takes"
+        if "encoder" in card.parameters:
+            hint = suggest_encoder(str(card.parameters["encoder"]), list(getattr(plugin, "ENCODERS", ())))
+        raise ConfigError(f"cannot build {card.arch} with {describe(card.parameters)}: {text[:300]}", hint) from error
 
 
-def suggest_encoder(name: str) -> str:
-    """Ask whether the nearest known encoder was meant; nothing for a known one or one of timm."""
+def suggest_encoder(name: str, own: Sequence[str]) -> str:
+    """Suggest encoders: an architecture's own ones, or those of the libraries with the one that may be meant."""
     import segmentation_models_pytorch as smp
 
+    if own:
+        return f"choose one of --encoder {', '.join(own)}"
     known = smp.encoders.get_encoder_names()
     near = [] if name in known or name.startswith("tu-") else difflib.get_close_matches(name, known, n=1)
-    return f"did you mean {near[0]}? " if near else ""
+    guess = f"did you mean {near[0]}? " if near else ""
+    return f"{guess}encoders are those of satdiff train --list-encoders WORD, e.g. --encoder resnet34"
 
 
 def describe(parameters: Mapping[str, Any]) -> str:
@@ -114,7 +117,8 @@ def save_weights(folder: Path, model: nn.Module, card: ModelCard) -> None:
     tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in model.state_dict().items()}
     with artifacts.write_file(folder / WEIGHTS_NAME) as temporary:
         try:
-            safetensors.torch.save_file(tensors, temporary, metadata={"run": card.run, "epoch": str(card.epoch)})
+            # One entry: several are written in another order by every process.
+            safetensors.torch.save_file(tensors, temporary, metadata={"run": f"{card.run}, epoch {card.epoch}"})
         except SafetensorError as error:  # its only way to report a full disk
             raise OutputError(
                 f"cannot write {folder / WEIGHTS_NAME}: {error}", "free some space or choose another --out"

@@ -4,18 +4,24 @@ import difflib
 import math
 import tomllib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, Self, Union, get_args, get_origin, get_type_hints
 
 from satdiff_cli.errors import ConfigError
 
-Fusion = Literal["concat", "diff", "absdiff"]
+Fusion = Literal["concat", "sum", "diff", "absdiff", "concat+absdiff", "early"]
 DifferenceInput = Literal["grey", "concat", "diff", "absdiff"]
 NormalizeKind = Literal["scene", "band", "fixed"]
 Tta = Literal["none", "flips", "d4"]
 Precision = Literal["auto", "bf16", "fp32"]
+Optimizer = Literal["adam", "adamw", "sgd"]
+Schedule = Literal["exponential", "onecycle", "cosine"]
+AugmentKind = Literal["none", "light", "standard", "strong"]
+FreezeBatchNorm = Literal["none", "encoder", "all"]
+Keep = Literal["best", "last"]
+LoggerKind = Literal["tensorboard", "wandb", "mlflow"]
 
 MAX_SEED = 2**32 - 1  # numpy's global generator takes no more
 
@@ -31,28 +37,48 @@ class TrainConfig:
         arch: Name of the architecture plug-in.
         encoder: Encoder of segmentation-models-pytorch, or ``tu-NAME`` for one of timm.
         encoder_weights: ``auto``, ``none``, ``imagenet``, or the path of a state dict.
+        init: File with weights of the whole network to start from; empty for none.
         decoder: Decoder of segmentation-models-pytorch that the siamese network builds on.
-        fusion: How the siamese network joins the two dates' features.
+        fusion: How a two-stream network joins the two dates' features.
         input: What the single-stream network sees of the two dates.
         use_bands: Band names to train on; empty for all.
         normalize: Per scene and date over all bands, per band, or with fixed statistics of the training scenes.
         crop: Side of a training crop [px].
         change_share: Share of the crops that are drawn around change.
+        augment: Strength of the augmentation: ``light`` turns and mirrors, ``standard`` also changes each date's light,
+            ``strong`` also scales, rotates, blurs and adds noise.
         jitter: Largest change of contrast (factor) and brightness (standard deviations), drawn anew for each date.
-        batch_size: Crops in a step.
+        shift: Largest shift of the after image against the before image [px].
+        swap_dates: Exchange the dates of every other crop; for labels that mean change in either direction.
+        loss: Terms joined by ``+``, each with an optional weight: ``dice+0.5*bce``.
+        label_smoothing: Share of the target that pixel-wise losses give to the other class.
+        pos_weight: Weight of changed pixels in pixel-wise losses; ``auto`` balances them by ``tiles.csv``.
+        batch_size: Crops in a step, over all devices together.
         epochs: Most epochs to train.
         steps: Steps in an epoch; 0 for as many as it takes to see the area of all training tiles once.
         patience: Epochs without a better validation IoU before training stops.
-        lr: Learning rate of the first epoch.
-        lr_decay: Factor on the learning rate after each epoch.
-        weight_decay: Decoupled weight decay of AdamW.
-        fold: The fold that is held out for validation.
+        optimizer: ``adam``, ``adamw`` or ``sgd`` (with momentum 0.9).
+        schedule: ``exponential`` lowers the learning rate after every epoch by ``lr_decay``; ``onecycle`` and
+            ``cosine`` raise it over the share ``warmup`` of all steps and lower it to the end.
+        lr: Highest learning rate.
+        lr_decay: Factor on the learning rate after each epoch of the exponential schedule.
+        warmup: Share of all steps in which the learning rate rises.
+        weight_decay: Weight decay; decoupled with AdamW.
+        clip: Largest norm of a step's gradients, which longer ones are scaled to; 0 for no limit.
+        ema: Decay a step of an exponential moving average of the weights, which is then what is validated and saved;
+            0 for none.
+        freeze_encoder: Epochs in which the encoder stays as it is.
+        freeze_bn: Batch norms that keep the statistics they start with: ``none``, the ``encoder``'s, or ``all``.
+        keep: Weights to save: of the ``best`` epoch by validation IoU, or of the ``last``.
+        threshold: Probability from which a pixel counts as change; 0 for the best by validation IoU.
+        fold: The fold that is held out for validation; ``none`` trains on every labelled pair.
         seed: Seed of weights, crops and augmentation.
     """
 
     arch: str = "siamese"
     encoder: str = "tu-tf_efficientnet_lite0"
     encoder_weights: str = "auto"
+    init: str = ""
     decoder: str = "unet"
     fusion: Fusion = "concat"
     input: DifferenceInput = "grey"
@@ -60,40 +86,84 @@ class TrainConfig:
     normalize: NormalizeKind = "scene"
     crop: int = 256
     change_share: float = 0.7
+    augment: AugmentKind = "standard"
     jitter: float = 0.2
+    shift: int = 0
+    swap_dates: bool = False
+    loss: str = "dice+bce"
+    label_smoothing: float = 0.0
+    pos_weight: str = "1"
     batch_size: int = 8
     epochs: int = 30
     steps: int = 0
     patience: int = 7
+    optimizer: Optimizer = "adamw"
+    schedule: Schedule = "exponential"
     lr: float = 1e-3
     lr_decay: float = 0.97
+    warmup: float = 0.1
     weight_decay: float = 1e-2
+    clip: float = 1.0
+    ema: float = 0.0
+    freeze_encoder: int = 0
+    freeze_bn: FreezeBatchNorm = "none"
+    keep: Keep = "best"
+    threshold: float = 0.0
     fold: str = "auto"
     seed: int = 0
 
     def __post_init__(self) -> None:
         """Refuse values that no training can use."""
-        positive = ("crop", "batch_size", "epochs", "patience", "lr", "lr_decay")
-        for name in positive:
+        for name in ("crop", "batch_size", "epochs", "patience", "lr", "lr_decay"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ConfigError(f"{name} is {getattr(self, name)}, expected more than 0", f"--{dashed(name)} NUMBER")
-        for name in ("steps", "weight_decay", "jitter"):
+        for name in ("steps", "weight_decay", "jitter", "shift", "clip", "freeze_encoder"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ConfigError(f"{name} is {getattr(self, name)}, expected 0 or more", f"--{dashed(name)} NUMBER")
-        if not 0 <= self.change_share <= 1:
-            raise ConfigError(f"change_share is {self.change_share}, expected a share between 0 and 1")
+        for name in ("change_share", "label_smoothing", "threshold", "warmup"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(
+                    f"{name} is {getattr(self, name)}, expected a share between 0 and 1", f"--{dashed(name)} NUMBER"
+                )
+        if not 0 <= self.ema < 1:
+            raise ConfigError(f"ema is {self.ema}, expected a decay from 0 up to, but not, 1", "--ema 0.99")
         if not 0 <= self.seed <= MAX_SEED:
             raise ConfigError(f"seed is {self.seed}, expected 0 to {MAX_SEED}", "--seed NUMBER")
+        self.parse_pos_weight()
+
+    def parse_pos_weight(self) -> float | None:
+        """Return the weight of changed pixels; None where ``auto`` asks for it to be computed.
+
+        Raises:
+            ConfigError: It is neither ``auto`` nor a positive number.
+        """
+        if self.pos_weight == "auto":
+            return None
+        try:
+            weight = float(self.pos_weight)
+        except ValueError:
+            weight = math.nan
+        if not 0 < weight < math.inf:
+            raise ConfigError(
+                f"pos_weight is {self.pos_weight!r}, expected auto or a number above 0", "--pos-weight auto"
+            )
+        return weight
 
     @classmethod
-    def resolve(cls, toml: Path | None, flags: Mapping[str, Any]) -> Self:
-        """Build the settings from defaults, then a TOML file, then the flags that were given (not None)."""
-        config = cls()
-        if toml is not None:
-            config = merge_settings(config, read_toml(toml), source=str(toml))
+    def resolve(cls, toml: Path | None, flags: Mapping[str, Any], *, base: Mapping[str, Any] | None = None) -> Self:
+        """Build the settings from defaults, a preset (``base``), a TOML file, and flags, each above the one before.
+
+        Flags that are None were not given.
+
+        Raises:
+            ConfigError: The file cannot be read, a key is unknown, or a value has the wrong type or is out of range.
+        """
         given = {name: value for name, value in flags.items() if value is not None}
-        config = merge_settings(config, given, source="the command line")
-        return replace(config, arch=ARCH_ALIASES.get(config.arch, config.arch))
+        values = check_settings(cls, base or {}, source="the preset")
+        values |= check_settings(cls, read_toml(toml), source=str(toml)) if toml is not None else {}
+        values |= check_settings(cls, given, source="the command line")
+        arch = values.get("arch", cls.arch)
+        return cls(**{**values, "arch": ARCH_ALIASES.get(arch, arch)})
 
     def as_dict(self) -> dict[str, Any]:
         """Return the settings as plain values, ready for TOML and JSON."""
@@ -119,14 +189,14 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path} is not valid TOML: {error}", "see models/saved/<run>/config.toml for one") from error
 
 
-def merge_settings(config: TrainConfig, values: Mapping[str, Any], *, source: str) -> Any:
-    """Return the settings with some values replaced, each checked against its declared type.
+def check_settings(kind: type[TrainConfig], values: Mapping[str, Any], *, source: str) -> dict[str, Any]:
+    """Return values by the name of their setting, each checked against its declared type.
 
     Raises:
         ConfigError: A key is unknown (the nearest known one is suggested) or a value has the wrong type.
     """
-    hints = get_type_hints(type(config))
-    names = [item.name for item in fields(config)]
+    hints = get_type_hints(kind)
+    names = [item.name for item in fields(kind)]
     checked = {}
     for key, value in values.items():
         name = key.replace("-", "_")
@@ -135,7 +205,7 @@ def merge_settings(config: TrainConfig, values: Mapping[str, Any], *, source: st
             hint = f"did you mean {near[0]}?" if near else f"known settings: {', '.join(names)}"
             raise ConfigError(f"{source}: unknown setting {key!r}", hint)
         checked[name] = coerce_value(value, hints[name], label=f"{source}: {key}")
-    return replace(config, **checked)
+    return checked
 
 
 def coerce_value(value: Any, expected: Any, *, label: str) -> Any:

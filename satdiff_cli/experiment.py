@@ -1,19 +1,24 @@
 """Set a training up: split tiles by fold, describe the network in a model card."""
 
+import os
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from satdiff_cli import artifacts, catalog, raster
 from satdiff_cli.checkpoint import ModelCard
-from satdiff_cli.config import TrainConfig
+from satdiff_cli.config import LoggerKind, Precision, TrainConfig
 from satdiff_cli.errors import ArtifactError, ConfigError
 from satdiff_cli.pairing import Pair
 from satdiff_cli.plugins import load_plugin
+from satdiff_cli.presets import read_preset
 from satdiff_cli.radiometry import GREY, Normalization
 from satdiff_cli.samples import fixed_statistics
 from satdiff_cli.tiling import Tile
+
+NO_HOLD_OUT = "none"
 
 
 @dataclass(frozen=True)
@@ -31,6 +36,42 @@ class Split:
 
 
 @dataclass(frozen=True)
+class Machine:
+    """Say what a training runs on, which changes how long it takes and not what comes of it.
+
+    Attributes:
+        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+        devices: Devices of a node.
+        nodes: Nodes.
+        strategy: Strategy of Lightning: ``auto``, ``ddp``, …
+        workers: Processes that draw samples beside each device's own.
+        cache_gb: Memory for the scenes' pixels [GB].
+        precision: ``auto`` takes bfloat16 where the device multiplies it natively.
+        loggers: Where the course of the training is sent beside ``history.csv``.
+    """
+
+    device: str = "auto"
+    devices: int = 1
+    nodes: int = 1
+    strategy: str = "auto"
+    workers: int = 0
+    cache_gb: float = 4.0
+    precision: Precision = "auto"
+    loggers: tuple[LoggerKind, ...] = ()
+
+    @property
+    def processes(self) -> int:
+        """Processes that share the training, one a device."""
+        return self.devices * self.nodes
+
+    @property
+    def is_first_process(self) -> bool:
+        """Whether this process speaks and writes for all; torchrun, SLURM and Lightning number the processes."""
+        ranks = ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID")
+        return self.processes == 1 or all(int(os.environ.get(name, "0")) == 0 for name in ranks)
+
+
+@dataclass(frozen=True)
 class Job:
     """Everything one training needs: settings, data, where the run goes, and the machine it runs on."""
 
@@ -39,14 +80,101 @@ class Job:
     card: ModelCard
     folder: Path
     tile_size: int
-    device: str = "auto"
-    workers: int = 0
+    machine: Machine = Machine()
     resume: bool = False
 
     @property
     def data(self) -> Path:
         """The project folder."""
         return next(iter(self.split.pairs.values())).composite.parents[1]
+
+    @property
+    def steps(self) -> int:
+        """Steps in an epoch: as set, else as many as it takes to see the area of all training tiles once."""
+        area = sum(tile.window.height * tile.window.width for tile in self.split.train_tiles)
+        return self.config.steps or max(1, round(area / self.config.crop**2 / self.config.batch_size))
+
+    @property
+    def keeps_last(self) -> bool:
+        """Whether the weights of the last epoch are kept: on request, and where there is nothing to judge them by."""
+        return self.config.keep == "last" or not self.split.validation_tiles
+
+    @property
+    def pos_weight(self) -> float:
+        """Weight of changed pixels in pixel-wise losses; ``auto`` is the ratio of unchanged to changed ones.
+
+        Raises:
+            ConfigError: ``auto`` finds no change.
+        """
+        given = self.config.parse_pos_weight()
+        if given is not None:
+            return given
+        areas = [tile.window.height * tile.window.width * tile.valid_fraction for tile in self.split.train_tiles]
+        changed = sum(area * tile.change_fraction for area, tile in zip(areas, self.split.train_tiles, strict=True))
+        if not changed:
+            raise ConfigError("pos_weight auto finds no change in the training tiles", "--pos-weight 1")
+        return (sum(areas) - changed) / changed
+
+
+def resolve_config(preset: str, toml: Path | None, flags: Mapping[str, Any]) -> TrainConfig:
+    """Resolve settings: defaults, those of the architecture, a preset, a TOML file, flags, each above the one before.
+
+    Raises:
+        ConfigError: The preset is unknown, or a setting is wrong.
+    """
+    base = read_preset(preset) if preset else {}
+    arch = TrainConfig.resolve(toml, flags, base=base).arch
+    defaults = getattr(load_plugin("models", arch), "DEFAULTS", {})
+    return TrainConfig.resolve(toml, flags, base={**defaults, **base})
+
+
+@dataclass(frozen=True)
+class Planner:
+    """Plan trainings on the tiles of a project."""
+
+    tiles: Sequence[Tile]
+    pairs: Sequence[Pair]
+    machine: Machine
+
+    def split(self, fold: str) -> Split:
+        """Hold out one fold."""
+        return split_tiles(self.tiles, self.pairs, fold)
+
+    def split_all(self, folds: str) -> list[Split]:
+        """Hold out each of the folds that have labels, one after the other.
+
+        Raises:
+            ConfigError: Anything but ``all`` is asked for, there are no two folds, or several devices are to be used.
+        """
+        if folds != "all":
+            raise ConfigError(f"--folds is {folds!r}, expected all", "--fold K holds out a single one")
+        if self.machine.processes > 1:
+            raise ConfigError("--folds all trains on one device", "--fold K for each fold uses several")
+        labelled = {pair.fold for pair in self.pairs if pair.label and pair.fold != catalog.TEST_FOLD}
+        return [self.split(fold) for fold in sorted(labelled)]
+
+    def plan(self, config: TrainConfig, split: Split, folder: Path, resume: bool) -> Job:
+        """Plan one training; one that is to be resumed but was not started yet is started.
+
+        Raises:
+            ConfigError: The devices cannot share a batch evenly, or the bands do not fit.
+        """
+        shares = self.machine.processes
+        if config.batch_size % shares:
+            raise ConfigError(
+                f"{shares} devices cannot share batches of {config.batch_size} evenly",
+                f"--batch-size {-(-config.batch_size // shares) * shares}",
+            )
+        tile_size = max(max(tile.window.height, tile.window.width) for tile in self.tiles)
+        own = replace(config, fold=split.fold)
+        card = make_card(own, split, folder.name)
+        return Job(own, split, card, folder, tile_size, self.machine, resume=resume and folder.is_dir())
+
+
+def name_network(config: TrainConfig) -> str:
+    """Name a run by its architecture, and its encoder if it has one to choose."""
+    has_encoder = "encoder" in load_plugin("models", config.arch).PARAMETERS
+    return f"{config.arch}_{config.encoder.removeprefix('tu-')}" if has_encoder else config.arch
 
 
 def split_tiles(tiles: Sequence[Tile], pairs: Sequence[Pair], fold: str) -> Split:
@@ -55,7 +183,8 @@ def split_tiles(tiles: Sequence[Tile], pairs: Sequence[Pair], fold: str) -> Spli
     Args:
         tiles: All tiles.
         pairs: All pairs.
-        fold: The fold to hold out; ``auto`` takes ``val`` where the dataset has one, else ``0``.
+        fold: The fold to hold out; ``auto`` takes ``val`` where the dataset has one, else ``0``; ``none`` holds out
+            nothing.
 
     Raises:
         ConfigError: The fold is not there, or nothing is left to train on.
@@ -72,6 +201,8 @@ def split_tiles(tiles: Sequence[Tile], pairs: Sequence[Pair], fold: str) -> Spli
     chosen = (catalog.VALIDATION_FOLD if catalog.VALIDATION_FOLD in folds else "0") if fold == "auto" else fold
     held_out = [tile for tile in labelled if by_id[tile.pair_id].fold == chosen]
     rest = [tile for tile in labelled if by_id[tile.pair_id].fold != chosen]
+    if chosen == NO_HOLD_OUT and rest:
+        return Split(chosen, rest, [], by_id)
     if not held_out or not rest:
         have = artifacts.list_some([name or "(none)" for name in folds]) or "none"
         raise ConfigError(
@@ -91,7 +222,7 @@ def make_card(config: TrainConfig, split: Split, run: str) -> ModelCard:
     """
     tiles = [*split.train_tiles, *split.validation_tiles]
     bands = common_bands([split.pairs[pair_id] for pair_id in sorted({tile.pair_id for tile in tiles})], tiles)
-    is_grey = config.arch == "unetplusplus" and config.input == "grey"
+    is_grey = "input" in load_plugin("models", config.arch).PARAMETERS and config.input == "grey"
     channels = (GREY,) if is_grey else (config.use_bands or bands)
     normalization = Normalization(config.normalize, bands, tuple(channels))
     normalization.mixing_matrix()

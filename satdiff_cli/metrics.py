@@ -90,10 +90,16 @@ class ThresholdCurve:
     """Collect probabilities against labels so that any threshold can be judged afterwards, in constant memory.
 
     Thresholds are multiples of 1/1000; a probability counts as found at a threshold that it reaches.
+
+    Args:
+        histograms: Counts to start from.
+
+    Attributes:
+        histograms: Pixels of each probability, int64 (2, 1001): unchanged ones first.
     """
 
-    def __init__(self) -> None:
-        self._histograms = np.zeros((2, THRESHOLD_BINS + 1), dtype=np.int64)
+    def __init__(self, histograms: NDArray[np.int64] | None = None) -> None:
+        self.histograms = np.zeros((2, THRESHOLD_BINS + 1), dtype=np.int64) if histograms is None else histograms
 
     def add(self, probability: NDArray[np.floating], label: NDArray[np.uint8]) -> None:
         """Count pixels of one pair or one batch; NaN probabilities and labels of 255 are left out."""
@@ -101,12 +107,12 @@ class ThresholdCurve:
         # The small term keeps k/1000, stored a float's rounding below itself, in bin k.
         bins = np.floor(probability[counted].astype(np.float64) * THRESHOLD_BINS + 1e-4).astype(np.int64)
         for value in (0, 1):
-            self._histograms[value] += np.bincount(bins[label[counted] == value], minlength=THRESHOLD_BINS + 1)
+            self.histograms[value] += np.bincount(bins[label[counted] == value], minlength=THRESHOLD_BINS + 1)
 
     def confusion_at(self, threshold: float) -> Confusion:
         """Return the counts at a threshold, rounded up to the next multiple of 1/1000."""
         first = int(np.ceil(threshold * THRESHOLD_BINS - 1e-6))
-        negative, positive = self._histograms
+        negative, positive = self.histograms
         return Confusion(
             true_positive=int(positive[first:].sum()),
             false_positive=int(negative[first:].sum()),
@@ -116,7 +122,7 @@ class ThresholdCurve:
 
     def best_threshold(self) -> float:
         """Find the threshold of the best IoU, the middle one of equals; 0.5 where no pixel is labelled change."""
-        negative, positive = self._histograms
+        negative, positive = self.histograms
         if positive.sum() == 0:
             return 0.5
         true_positive = positive[::-1].cumsum()[::-1]

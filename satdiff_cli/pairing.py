@@ -12,7 +12,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from satdiff_cli import artifacts, catalog, compositing, raster
-from satdiff_cli.catalog import Catalog, CatalogOptions, ScenePair
+from satdiff_cli.catalog import Catalog, CatalogOptions, Scene, ScenePair
 from satdiff_cli.compositing import CompositeSummary
 from satdiff_cli.errors import ArtifactError, CatalogError, ConfigError, RasterError
 from satdiff_cli.plugins import list_plugins, load_plugin
@@ -35,7 +35,7 @@ class PairingConfig:
     Attributes:
         format: Name of the format plug-in.
         bands: Band names of a date in file order; empty to take them from the files or from their number.
-        resampling: Kernel for after scenes that lie on another grid.
+        resampling: Kernel for files that lie on another grid than the finest of the before scene.
         label_values: What label files hold: 0/1 (255 = ignore), 0/255 (255 = change), or ``auto``: 0/1 if any label of
             the dataset holds a 1.
         folds: Number of folds that labelled sites are spread over.
@@ -143,7 +143,7 @@ def build_composites(
 def build_pair(pair: ScenePair, folder: Path, config: PairingConfig, *, change_value: int) -> PairOutcome:
     """Write one composite and its label; a mistake in the files becomes the outcome's reason."""
     composite = folder / f"{pair.pair_id}.tif"
-    before, after = (pair.composite, pair.composite) if pair.composite else (pair.before, pair.after)
+    before, after = ((pair.composite,), (pair.composite,)) if pair.composite else (pair.before, pair.after)
     try:
         summary = compositing.write_composite(
             before, after, composite, bands=config.bands or None, resampling=config.resampling
@@ -161,9 +161,14 @@ def add_dates(pair: ScenePair) -> ScenePair:
     """Fill in dates that neither the names nor a table gave from the scenes' own tags."""
     if pair.composite:
         return pair
-    before = pair.before_date or normalize_date(raster.read_date_tag(pair.before))
-    after = pair.after_date or normalize_date(raster.read_date_tag(pair.after))
+    before = pair.before_date or read_date(pair.before)
+    after = pair.after_date or read_date(pair.after)
     return replace(pair, before_date=before, after_date=after)
+
+
+def read_date(scene: Scene) -> str:
+    """Read a scene's date from the tags of its first file that has one."""
+    return normalize_date(next(filter(None, map(raster.read_date_tag, scene)), ""))
 
 
 def normalize_date(text: str) -> str:
@@ -241,7 +246,7 @@ def assign_sites(outcomes: Sequence[PairOutcome]) -> dict[str, str]:
         pair = outcome.pair
         members[pair.pair_id] = [("site", pair.site_id)]
         if pair.composite is None:
-            members[pair.pair_id] += [pair.before, pair.after]
+            members[pair.pair_id] += [*pair.before, *pair.after]
     for first, second in find_overlaps([(item.pair.pair_id, item.summary) for item in outcomes if item.summary]):
         members[first].append(("overlap", first, second))
         members[second].append(("overlap", first, second))
@@ -298,6 +303,11 @@ def assign_pair_folds(
     return folds
 
 
+def spell_scene(scene: Scene, root: Path) -> str:
+    """Write the files of a scene into one cell, relative to a folder where they lie below it."""
+    return catalog.join_files(raster.gdal_name(artifacts.relative_path(path, root)) for path in scene)
+
+
 def tabulate_pairs(outcomes: Sequence[PairOutcome], test_ids: frozenset[str], root: Path, config: PairingConfig) -> Any:
     """Make the rows of ``pairs.csv``, sorted by pair id."""
     sites = assign_sites(outcomes)
@@ -310,8 +320,8 @@ def tabulate_pairs(outcomes: Sequence[PairOutcome], test_ids: frozenset[str], ro
             {
                 "pair_id": pair.pair_id,
                 "site_id": sites[pair.pair_id],
-                "before": artifacts.relative_path(pair.before, root),
-                "after": artifacts.relative_path(pair.after, root),
+                "before": spell_scene(pair.before, root),
+                "after": spell_scene(pair.after, root),
                 "before_date": pair.before_date,
                 "after_date": pair.after_date,
                 "label": label if outcome.summary else "",
@@ -341,8 +351,8 @@ def tabulate_report(found: Catalog, outcomes: Sequence[PairOutcome], root: Path)
             {
                 "pair_id": outcome.pair.pair_id,
                 "source": outcome.pair.source,
-                "before": artifacts.relative_path(outcome.pair.before, root),
-                "after": artifacts.relative_path(outcome.pair.after, root),
+                "before": spell_scene(outcome.pair.before, root),
+                "after": spell_scene(outcome.pair.after, root),
                 "status": STATUS_OK if summary else STATUS_FAILED,
                 "reason": outcome.reason,
                 "resampled": summary.resampled if summary else "",
@@ -437,7 +447,7 @@ def describe_composites(outcomes: Sequence[PairOutcome], root: Path, config: Pai
     """Describe the composites and the scenes and labels that they were made of."""
     used = [outcome.pair for outcome in outcomes if outcome.summary]
     files = {path for pair in used for path in (pair.composite, pair.label) if path}
-    files |= {path for pair in used if not pair.composite for path in (pair.before, pair.after)}
+    files |= {path for pair in used if not pair.composite for path in (*pair.before, *pair.after)}
     local = sorted(path for path in files if path.is_file())
     return artifacts.Manifest(
         "composites",

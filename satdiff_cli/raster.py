@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import shutil
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -40,6 +41,8 @@ warnings.filterwarnings("ignore", category=NotGeoreferencedWarning)
 STRIP_ROWS = 512
 _TRANSFORM_ERRORS = (RasterioError, CRSError, CPLE_BaseError)
 BLOCK_PX = 256
+# Coordinates within a picture, to warp between grids that lie nowhere on Earth.
+PICTURE_CRS = 'LOCAL_CS["picture",UNIT["metre",1]]'
 STATISTICS_TAG = "SATDIFF_STATISTICS"
 # Two grids are the same if their corners differ by less than this [px]; text formats round transforms.
 _GRID_TOLERANCE_PX = 1e-3
@@ -140,10 +143,15 @@ def open_raster(path: Path) -> Iterator[Any]:
     Raises:
         RasterError: The file is missing, is no raster, or breaks off.
     """
-    if not path.exists() and not str(path).startswith(("/vsi", "s3:", "gs:", "http")):
+    if not path.exists() and not str(path).startswith("/vsi"):
         raise RasterError(f"{path} does not exist", "check the path, or the table that names it")
-    with naming(path), rasterio.open(path) as dataset:
+    with naming(path), rasterio.open(gdal_name(str(path))) as dataset:
         yield dataset
+
+
+def gdal_name(path: str) -> str:
+    """Spell a path as GDAL opens it: of the two slashes in ``/vsicurl/https://…`` a ``Path`` keeps one."""
+    return re.sub(r"^(/vsi\w+/(?:https?|ftp):)/+", r"\1//", path)
 
 
 @contextmanager
@@ -233,17 +241,15 @@ def is_masked(dataset: Any) -> bool:
     return any(MaskFlags.all_valid not in flags for flags in dataset.mask_flag_enums)
 
 
-def image_bands(dataset: Any, names: Sequence[str] | None = None) -> list[int]:
+def image_bands(dataset: Any, *, keep_alpha: bool) -> list[int]:
     """Return the 1-based numbers of the bands that hold an image, i.e. all but alpha.
 
-    Names for all bands say that none of them is alpha: GDAL tags the fourth of four byte bands so by default.
+    ``keep_alpha`` says that none of them is alpha: GDAL tags the fourth of four byte bands so by default.
     """
-    if names and len(names) == dataset.count:
-        return list(dataset.indexes)
     return [
         number
         for number, meaning in zip(dataset.indexes, dataset.colorinterp, strict=True)
-        if meaning != ColorInterp.alpha
+        if keep_alpha or meaning != ColorInterp.alpha
     ]
 
 
@@ -282,14 +288,16 @@ def touching_border(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
     return np.isin(regions, edge_regions[edge_regions > 0])
 
 
-def open_warped(dataset: Any, grid: Grid, resampling: Resampling) -> Any:
-    """Open a view of a dataset on another grid, warped as it is read."""
+def open_warped(dataset: Any, grid: Grid, target: Grid, resampling: Resampling) -> Any:
+    """Open a view on another grid of a dataset that lies on ``grid``, warped as it is read."""
     return WarpedVRT(
         dataset,
-        crs=grid.crs,
-        transform=grid.affine,
-        height=grid.height,
-        width=grid.width,
+        src_crs=grid.crs,
+        src_transform=grid.affine,
+        crs=target.crs,
+        transform=target.affine,
+        height=target.height,
+        width=target.width,
         resampling=rasterio.enums.Resampling[resampling],
         warp_mem_limit=256,
     )
@@ -375,6 +383,7 @@ class Composite:
         bands: Names of the bands of a date.
         dates: Number of dates T.
         statistics: Moments of its bands.
+        pixel_nbytes: Bytes of a pixel over all dates and bands.
 
     Raises:
         RasterError: The file is missing or was not written by ``satdiff pair``.
@@ -398,6 +407,7 @@ class Composite:
         self.statistics = SceneStatistics.from_dict(json.loads(tag))
         self.bands = tuple(name.removeprefix("before_") for name in described if name.startswith("before_"))
         self.dates = len(described) // len(self.bands)
+        self.pixel_nbytes = sum(np.dtype(dtype).itemsize for dtype in self._dataset.dtypes)
 
     def __enter__(self) -> Self:
         return self

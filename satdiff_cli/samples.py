@@ -1,5 +1,6 @@
 """Samples for training: crops around change, augmented alike on both dates and the label, and whole tiles."""
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,9 +12,10 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from satdiff_cli import raster
+from satdiff_cli.augmentation import Augmentation
 from satdiff_cli.pairing import Pair
 from satdiff_cli.probability import LABEL_IGNORE
-from satdiff_cli.radiometry import Normalization
+from satdiff_cli.radiometry import Normalization, SceneStatistics, channel_moments, pool_statistics
 from satdiff_cli.tiling import Tile
 from satdiff_cli.windows import Window
 
@@ -28,19 +30,93 @@ class SampleConfig:
         normalization: Turns bands into channels.
         size: Side of a sample [px].
         change_share: Share of the samples drawn around change.
-        jitter: Largest change of contrast (factor) and brightness (standard deviations) of a channel of a date.
+        augmentation: Changes a sample; gets its own random generator.
         seed: Seed of crops and augmentation.
     """
 
     normalization: Normalization
     size: int
-    change_share: float = 0.7
-    jitter: float = 0.2
+    change_share: float
+    augmentation: Augmentation
     seed: int = 0
 
 
+@dataclass(frozen=True)
+class LabelledScene:
+    """The pixels of a labelled pair, or of a window of it.
+
+    Attributes:
+        pixels: (T * bands, H, W), before bands first, in the source's dtype.
+        valid: bool (H, W), True where every date was observed.
+        label: uint8 (H, W): 0, 1, and 255 where it is to be ignored or not valid.
+    """
+
+    pixels: NDArray[Any]
+    valid: NDArray[np.bool_]
+    label: NDArray[np.uint8]
+
+    def cut(self, window: Window) -> "LabelledScene":
+        """Return a view of a window."""
+        return LabelledScene(self.pixels[:, *window.slices], self.valid[window.slices], self.label[window.slices])
+
+
+class SceneCache:
+    """Read windows of labelled pairs; pairs that fit into memory together are kept there after their first read.
+
+    Args:
+        pairs: The pairs, in the order in which they are given room.
+        cache_gb: Memory for their pixels, labels and masks [GB]; pairs that do not fit are read window by window.
+    """
+
+    def __init__(self, pairs: Sequence[Pair], cache_gb: float) -> None:
+        self._statistics: dict[str, SceneStatistics] = {}
+        self._fitting: set[str] = set()
+        self._scenes: dict[str, LabelledScene] = {}
+        self.nbytes = 0
+        for pair in pairs:
+            with raster.Composite(pair.composite) as composite:
+                self._statistics[pair.pair_id] = composite.statistics
+                height, width = composite.grid.shape
+                size = height * width * (composite.pixel_nbytes + 2)  # and a byte each for label and mask
+            if self.nbytes + size <= cache_gb * 1e9:
+                self._fitting.add(pair.pair_id)
+                self.nbytes += size
+
+    def fill(self, pairs: Sequence[Pair]) -> None:
+        """Read all that fits now, so that worker processes share it instead of reading it each."""
+        for pair in pairs:
+            if pair.pair_id in self._fitting and pair.pair_id not in self._scenes:
+                self._scenes[pair.pair_id] = read_scene(pair)
+
+    def read(self, pair: Pair, window: Window) -> LabelledScene:
+        """Read a window of a pair."""
+        if pair.pair_id not in self._fitting:
+            return read_scene(pair, window)
+        self.fill([pair])
+        return self._scenes[pair.pair_id].cut(window)
+
+    def read_change(self, pair: Pair, window: Window) -> NDArray[np.int64]:
+        """Find the valid changed pixels of a window: (n, 2) of row and column in the window."""
+        return np.argwhere(self.read(pair, window).label == 1)
+
+    def statistics(self, pair: Pair) -> SceneStatistics:
+        """Return the moments of a pair's bands."""
+        return self._statistics[pair.pair_id]
+
+
+def read_scene(pair: Pair, window: Window | None = None) -> LabelledScene:
+    """Read a labelled pair, or a window of it, from its files."""
+    assert pair.label is not None
+    with raster.Composite(pair.composite) as composite:
+        area = window or Window(0, 0, *composite.grid.shape)
+        pixels, valid = composite.read(area), composite.read_valid(area)
+    label = raster.read_band(pair.label, area)
+    label[~valid] = LABEL_IGNORE
+    return LabelledScene(pixels, valid, label)
+
+
 def read_sample(
-    pair: Pair, window: Window, normalization: Normalization, *, size: int
+    cache: SceneCache, pair: Pair, window: Window, normalization: Normalization, *, size: int
 ) -> tuple[NDArray[np.float32], NDArray[np.uint8], NDArray[np.bool_]]:
     """Read a window of a pair, padded at the bottom and the right to a square of ``size``.
 
@@ -48,57 +124,65 @@ def read_sample(
         Channels, float32 (T, C, size, size), 0 where not valid; label, uint8 (size, size), 255 where not valid;
         valid, bool (size, size).
     """
-    with raster.Composite(pair.composite) as composite:
-        pixels, valid = composite.read(window), composite.read_valid(window)
-        statistics = composite.statistics
-    assert pair.label is not None
-    label = raster.read_band(pair.label, window)
-    label[~valid] = LABEL_IGNORE
-    channels = normalization.apply(pixels, valid, statistics)
+    scene = cache.read(pair, window)
+    channels = normalization.apply(scene.pixels, scene.valid, cache.statistics(pair))
     missing = ((0, size - window.height), (0, size - window.width))
+    if not any(after for _, after in missing):
+        return channels, scene.label, scene.valid
     return (
         np.pad(channels, ((0, 0), (0, 0), *missing)),
-        np.pad(label, missing, constant_values=LABEL_IGNORE),
-        np.pad(valid, missing),
+        np.pad(scene.label, missing, constant_values=LABEL_IGNORE),
+        np.pad(scene.valid, missing),
     )
-
-
-def read_change(pair: Pair, window: Window) -> NDArray[np.bool_]:
-    """Read where a window of a pair is both valid and labelled as change, (h, w)."""
-    assert pair.label is not None
-    with raster.Composite(pair.composite) as composite:
-        return composite.read_valid(window) & (raster.read_band(pair.label, window) == 1)
 
 
 def to_sample(channels: NDArray[np.float32], label: NDArray[np.uint8]) -> Sample:
     """Turn arrays into tensors: before and after (C, H, W), label (1, H, W)."""
     before, after = torch.from_numpy(np.ascontiguousarray(channels))
-    return {"before": before, "after": after, "label": torch.from_numpy(np.ascontiguousarray(label))[None]}
+    return {"before": before, "after": after, "label": torch.from_numpy(np.array(label))[None]}
 
 
 class TileDataset(Dataset[Sample]):
     """Whole tiles in their order, never augmented: for validation.
 
+    Tiles of several processes are dealt out in turn. All get as many, so that none waits for another; what is handed
+    out to fill up is the last tile again with its label ignored.
+
     Args:
         tiles: The tiles.
         pairs: Their pairs by id.
+        cache: Reads their pixels.
         normalization: Turns bands into channels.
         size: Side that smaller tiles are padded to [px].
+        share: Number of this process, and of all processes.
     """
 
-    def __init__(self, tiles: Sequence[Tile], pairs: dict[str, Pair], normalization: Normalization, size: int) -> None:
+    def __init__(
+        self,
+        tiles: Sequence[Tile],
+        pairs: dict[str, Pair],
+        cache: SceneCache,
+        normalization: Normalization,
+        *,
+        size: int,
+        share: tuple[int, int] = (0, 1),
+    ) -> None:
         self._tiles = tiles
         self._pairs = pairs
+        self._cache = cache
         self._normalization = normalization
         self._size = size
+        self._rank, self._processes = share
 
     def __len__(self) -> int:
-        return len(self._tiles)
+        return math.ceil(len(self._tiles) / self._processes)
 
     def __getitem__(self, index: int) -> Sample:
-        tile = self._tiles[index]
-        channels, label, _ = read_sample(self._pairs[tile.pair_id], tile.window, self._normalization, size=self._size)
-        return to_sample(channels, label)
+        number = index * self._processes + self._rank
+        tile = self._tiles[min(number, len(self._tiles) - 1)]
+        pair = self._pairs[tile.pair_id]
+        channels, label, _ = read_sample(self._cache, pair, tile.window, self._normalization, size=self._size)
+        return to_sample(channels, label if number < len(self._tiles) else np.full_like(label, LABEL_IGNORE))
 
 
 class CropDataset(Dataset[Sample]):
@@ -107,17 +191,16 @@ class CropDataset(Dataset[Sample]):
     Args:
         tiles: Tiles of labelled pairs.
         pairs: Their pairs by id.
+        cache: Reads their pixels.
         config: How samples are drawn.
     """
 
-    def __init__(self, tiles: Sequence[Tile], pairs: dict[str, Pair], config: SampleConfig) -> None:
-        import albumentations
-
+    def __init__(self, tiles: Sequence[Tile], pairs: dict[str, Pair], cache: SceneCache, config: SampleConfig) -> None:
         self._tiles = tiles
         self._changed = [tile for tile in tiles if tile.change_fraction > 0]
         self._pairs = pairs
+        self._cache = cache
         self._config = config
-        self._symmetry = albumentations.Compose([albumentations.D4(p=1.0)])
 
     def __getitem__(self, index: int) -> Sample:
         rng = np.random.default_rng([self._config.seed, index])
@@ -125,11 +208,12 @@ class CropDataset(Dataset[Sample]):
         candidates = self._changed if is_change else self._tiles
         tile = candidates[int(rng.integers(len(candidates)))]
         window = self._draw_window(tile, rng, around_change=is_change)
+        pair = self._pairs[tile.pair_id]
         channels, label, valid = read_sample(
-            self._pairs[tile.pair_id], window, self._config.normalization, size=self._config.size
+            self._cache, pair, window, self._config.normalization, size=self._config.size
         )
-        channels = jitter_dates(channels, valid, self._config.jitter, rng)
-        return to_sample(*self._turn(channels, label, seed=int(rng.integers(2**31))))
+        channels, label, _ = self._config.augmentation(channels, label, valid, rng)
+        return to_sample(channels, label)
 
     def _draw_window(self, tile: Tile, rng: np.random.Generator, *, around_change: bool) -> Window:
         """Draw a crop inside a tile, on request one that contains a valid changed pixel drawn at random."""
@@ -138,50 +222,30 @@ class CropDataset(Dataset[Sample]):
         row = int(rng.integers(whole.height - height + 1))
         col = int(rng.integers(whole.width - width + 1))
         if around_change:
-            changed = np.argwhere(read_change(self._pairs[tile.pair_id], whole))
+            changed = self._cache.read_change(self._pairs[tile.pair_id], whole)
             if len(changed):
                 at_row, at_col = changed[rng.integers(len(changed))]
                 row = int(np.clip(at_row - rng.integers(height), 0, whole.height - height))
                 col = int(np.clip(at_col - rng.integers(width), 0, whole.width - width))
         return Window(whole.row + row, whole.col + col, height, width)
 
-    def _turn(
-        self, channels: NDArray[np.float32], label: NDArray[np.uint8], *, seed: int
-    ) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
-        """Flip and rotate both dates and the label alike."""
-        dates, count, height, width = channels.shape
-        self._symmetry.set_random_seed(seed)
-        stacked = channels.reshape(dates * count, height, width).transpose(1, 2, 0)
-        turned = self._symmetry(image=np.ascontiguousarray(stacked), mask=label)
-        return turned["image"].transpose(2, 0, 1).reshape(dates, count, height, width), turned["mask"]
-
-
-def jitter_dates(
-    channels: NDArray[np.float32], valid: NDArray[np.bool_], amount: float, rng: np.random.Generator
-) -> NDArray[np.float32]:
-    """Change contrast and brightness of each channel of each date on its own; pixels that are not valid stay 0.
-
-    Args:
-        channels: (T, C, H, W), normalised.
-        valid: (H, W).
-        amount: Largest change of the factor and of the offset [standard deviations].
-        rng: Source of randomness.
-    """
-    shape = (*channels.shape[:2], 1, 1)
-    factor = 1 + rng.uniform(-amount, amount, shape)
-    offset = rng.uniform(-amount, amount, shape)
-    return np.where(valid, channels * factor + offset, 0).astype(np.float32)
-
 
 class EpochSampler(Sampler[int]):
     """Hand out consecutive sample numbers, other ones each epoch, so that an epoch can be drawn again exactly.
 
+    Of every batch each process gets its share: with two processes and batches of 4 the first one gets the samples
+    0, 1, 4, 5, …, and the second one 2, 3, 6, 7, …
+
     Args:
-        length: Samples in an epoch.
+        steps: Batches in an epoch.
+        batch_size: Samples in a batch of all processes together.
+        share: Number of this process, and of all processes.
     """
 
-    def __init__(self, length: int) -> None:
-        self._length = length
+    def __init__(self, steps: int, batch_size: int, share: tuple[int, int] = (0, 1)) -> None:
+        rank, processes = share
+        self._steps, self._batch_size = steps, batch_size
+        self._own = range(rank * batch_size // processes, (rank + 1) * batch_size // processes)
         self._epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -189,16 +253,17 @@ class EpochSampler(Sampler[int]):
         self._epoch = epoch
 
     def __len__(self) -> int:
-        return self._length
+        return self._steps * len(self._own)
 
     def __iter__(self) -> Iterator[int]:
-        return iter(range(self._epoch * self._length, (self._epoch + 1) * self._length))
+        first = self._epoch * self._steps
+        for step in range(first, first + self._steps):
+            for position in self._own:
+                yield step * self._batch_size + position
 
 
 def fixed_statistics(pairs: Sequence[Pair], normalization: Normalization) -> dict[str, Any]:
     """Pool mean and deviation of each channel over both dates of the given pairs, for fixed normalisation."""
-    from satdiff_cli.radiometry import channel_moments, pool_statistics
-
     statistics = []
     for pair in pairs:
         with raster.Composite(pair.composite) as composite:

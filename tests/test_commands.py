@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from satdiff_cli import artifacts, checkpoint, inference, pairing, raster
 from satdiff_cli.checkpoint import ModelCard
-from satdiff_cli.commands.demo import name_scenes
+from satdiff_cli.commands.demo import name_scenes, place_grid
 from satdiff_cli.config import Tta
 from satdiff_cli.inference import InferenceConfig, Predictor
 from satdiff_cli.probability import decode_runs
@@ -127,6 +127,39 @@ def test_pair_with_allow_missing_leaves_out_what_is_broken_and_reports_it(scenes
     report = read_csv(scenes / "data" / "pairs_report.csv")
     assert sum(row["status"] == "ok" for row in report) == summary["pairs"]
     assert any(name_scenes(0)[0] in row["reason"] + row["before"] for row in report if row["status"] != "ok")
+
+
+def test_pair_stacks_files_of_different_resolution_and_its_table_can_be_paired_again(tmp_path: Path) -> None:
+    fine = place_grid(0, 90, 124)
+    coarse = raster.Grid(45, 62, fine.crs, tuple(fine.affine @ fine.affine.scale(2))[:6])
+    for seed, date in enumerate(("t1", "t2")):
+        for suffix, grid in (("10m", fine), ("20m", coarse)):
+            pixels = np.random.default_rng(seed).integers(1, 900, (2, *grid.shape)).astype(np.uint16)
+            path = tmp_path / f"{date}_{suffix}.tif"
+            raster.write_scene(path, pixels, grid)
+            with rasterio.open(path, "r+") as dataset:
+                dataset.descriptions = (f"{suffix}_A", f"{suffix}_B")
+                if suffix == "20m":
+                    dataset.update_tags(DATE=f"2018070{seed + 1}")
+    raster.write_band(tmp_path / "label.tif", np.eye(90, 124, dtype=np.uint8), fine)
+    row = "t1_10m.tif; t1_20m.tif,t2_10m.tif;t2_20m.tif,label.tif"
+    (tmp_path / "mine.csv").write_text(f"before,after,label\n{row}\n", encoding="utf-8")
+    outcome = succeed("pair", "mine.csv", "--json", cwd=tmp_path)
+    assert json.loads(outcome.out)["bands"] == "10m_a,10m_b,20m_a,20m_b"
+    (pair,) = read_csv(tmp_path / "pairs.csv")
+    assert (pair["before"], pair["after"]) == ("t1_10m.tif;t1_20m.tif", "t2_10m.tif;t2_20m.tif")
+    assert (pair["before_date"], pair["after_date"]) == ("2018-07-01", "2018-07-02")
+    assert read_csv(tmp_path / "pairs_report.csv")[0]["resampled"] == "bilinear"
+    assert len(artifacts.read_manifest(tmp_path / "composites", "composites").inputs) == 5
+    (tmp_path / "again.csv").write_bytes((tmp_path / "pairs.csv").read_bytes())
+    succeed("pair", "again.csv", "--out", "again", cwd=tmp_path)
+    with (
+        rasterio.open(tmp_path / "composites" / "t1_10m__t2_10m.tif") as first,
+        rasterio.open(tmp_path / "again" / "composites" / "t1_10m__t2_10m.tif") as second,
+    ):
+        assert first.shape == fine.shape
+        np.testing.assert_array_equal(first.read(), second.read())
+    succeed("tile", ".", cwd=tmp_path)
 
 
 @pytest.mark.parametrize("verb", ["pair", "tile", "train", "predict"])

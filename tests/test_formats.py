@@ -11,10 +11,11 @@ import rasterio
 import xlwt
 from rasterio.transform import from_origin
 
-from satdiff_cli.catalog import Catalog, CatalogOptions, ScenePair
+from satdiff_cli.catalog import Catalog, CatalogOptions, ScenePair, join_files, split_files
 from satdiff_cli.errors import CatalogError
 from satdiff_cli.formats import csv, levir, rucode
 from satdiff_cli.plugins import list_plugins, load_plugin
+from satdiff_cli.raster import gdal_name
 from satdiff_cli.tables import Row, read_sheets
 
 A1, B1 = "KVI_20180922_SCN3_UN91", "KV1_20190804_SCN2_UN92"
@@ -114,7 +115,7 @@ def test_rucode_reads_a_plain_xls_and_dates_decide_which_scene_is_before(tmp_pat
     assert ids(catalog) == [PAIR2, PAIR1]
     assert not catalog.problems
     second = catalog.pairs[0]
-    assert (second.before.stem, second.after.stem) == (A2, B2)
+    assert (second.before[0].stem, second.after[0].stem) == (A2, B2)
     assert (second.before_date, second.after_date) == ("2017-05-01", "2020-06-11")
     assert second.source == "Rucode.xls row 3"
     assert second.label is None
@@ -164,7 +165,7 @@ def test_rucode_is_not_misled_by_a_running_number_that_is_a_unique_number_too(tm
     add_scenes(tmp_path, *names)
     write_xlsx(tmp_path / "Rucode.xlsx", [["no", "a", "b"], [1, 1, 2], [2, 3, 4], [3, 5, 6]])
     catalog = read(tmp_path)
-    assert [(pair.before.stem, pair.after.stem) for pair in catalog.pairs] == [
+    assert [(pair.before[0].stem, pair.after[0].stem) for pair in catalog.pairs] == [
         (names[first], names[first + 1]) for first in (0, 2, 4)
     ]
     assert not catalog.problems
@@ -212,7 +213,7 @@ def test_columns_that_a_person_names_override_the_dates(tmp_path: Path, before: 
     add_scenes(tmp_path, A1, B1)
     write_xls(tmp_path / "Rucode.xls", [["title"], ["no", "Earlier", "Later"], [1, A1, B1]])
     pair = only_pair(read(tmp_path, CatalogOptions(before_column=before, after_column=after)))
-    assert (pair.before.stem, pair.after.stem) == (B1, A1)
+    assert (pair.before[0].stem, pair.after[0].stem) == (B1, A1)
     assert pair.before_date == "2019-08-04"
 
 
@@ -270,7 +271,7 @@ def test_rucode_reports_files_with_the_same_stem_and_uses_the_geotiff(tmp_path: 
     touch(tmp_path / "Images" / f"{A1}.jpg")
     write_xls(tmp_path / "Rucode.xls", [["a", "b"], [A1, B1]])
     catalog = read(tmp_path)
-    assert only_pair(catalog).before.suffix == ".tif"
+    assert only_pair(catalog).before[0].suffix == ".tif"
     assert complaints(catalog) == [("Images", A1)]
 
 
@@ -290,7 +291,7 @@ def test_rucode_finds_composites_and_labels_and_takes_over_the_spelling_of_the_i
     assert set(pairs) == {PAIR1, f"{B2}__{A2}", f"{B3}__{A3}"}
     assert (pairs[PAIR1].composite, pairs[PAIR1].label) == (composite, label)
     assert pairs[f"{B2}__{A2}"].label == reversed_label
-    assert pairs[f"{B2}__{A2}"].before.stem == A2
+    assert pairs[f"{B2}__{A2}"].before[0].stem == A2
     assert catalog.test_ids == {f"{B3}__{A3}"}
 
 
@@ -313,7 +314,8 @@ def test_composites_alone_are_pairs_whose_scenes_are_the_composite(tmp_path: Pat
     catalog = read(tmp_path)
     pair = only_pair(catalog)
     assert not catalog.problems
-    assert pair.before == pair.after == pair.composite == composite
+    assert pair.composite == composite
+    assert pair.before == pair.after == (composite,)
     assert (pair.before_date, pair.after_date) == ("2018-09-22", "2019-08-04")
     assert pair.label is not None
 
@@ -342,9 +344,9 @@ def test_the_bands_of_a_composite_decide_the_order_unless_a_person_does(tmp_path
     composite = touch(tmp_path / "Images_composit" / f"{B1}__{A1}.tif")
     write_xls(tmp_path / "Rucode.xls", [["a", "b"], [A1, B1]])
     pair = only_pair(read(tmp_path))
-    assert (pair.pair_id, pair.before.stem, pair.composite) == (f"{B1}__{A1}", B1, composite)
+    assert (pair.pair_id, pair.before[0].stem, pair.composite) == (f"{B1}__{A1}", B1, composite)
     pair = only_pair(read(tmp_path, CatalogOptions(before_column="a", after_column="b")))
-    assert (pair.before.stem, pair.after.stem, pair.composite) == (A1, B1, None)
+    assert (pair.before[0].stem, pair.after[0].stem, pair.composite) == (A1, B1, None)
 
 
 def test_a_site_pattern_names_the_site(tmp_path: Path) -> None:
@@ -426,7 +428,7 @@ def test_levir_pairs_a_b_and_label_by_stem_whatever_the_suffix_and_the_case(tmp_
     assert levir.recognise(tmp_path, NO_OPTIONS)
     catalog = levir.read_catalog(tmp_path, NO_OPTIONS)
     one, two = catalog.pairs
-    assert (one.pair_id, one.before.name, one.after.name) == ("one", "one.png", "one.tif")
+    assert (one.pair_id, one.before[0].name, one.after[0].name) == ("one", "one.png", "one.tif")
     assert one.label == tmp_path / "Labels" / "one.png"
     assert (two.label, two.fold, two.before_date, two.site_id) == (None, "", "", "two")
     assert not catalog.problems
@@ -538,15 +540,82 @@ def test_csv_reads_all_columns_relative_to_the_table(tmp_path: Path) -> None:
     assert not catalog.problems
     first, second = catalog.pairs
     assert (first.pair_id, first.site_id, first.fold, first.source) == ("p0", "p0", "test", "table.csv row 3")
-    assert (first.before, first.after) == (absolute, Path("/vsicurl/x/t2_20210304.tif"))
+    assert (first.before, first.after) == ((absolute,), (Path("/vsicurl/x/t2_20210304.tif"),))
     assert (first.before_date, first.after_date) == ("2020-01-02", "2021-03-04")
     assert (second.site_id, second.fold, second.label) == ("Oslo", "1", data / "oslo" / "label.png")
     assert (second.before_date, second.after_date) == ("2018-09-22", "spring 2019")
 
 
-def test_csv_passes_remote_scenes_through(tmp_path: Path) -> None:
-    table = write_table(tmp_path, "before,after", "s3://bucket/a.tif,s3://bucket/b.tif")
-    assert only_pair(csv.read_catalog(table, NO_OPTIONS)).before == Path("s3://bucket/a.tif")
+@pytest.mark.parametrize(
+    ("address", "name"),
+    [
+        ("s3://bucket/deep/a.tif", "/vsis3/bucket/deep/a.tif"),
+        ("gs://bucket/a.tif", "/vsigs/bucket/a.tif"),
+        ("az://container/a.tif", "/vsiaz/container/a.tif"),
+        ("https://host:8080/deep/a.tif", "/vsicurl/https://host:8080/deep/a.tif"),
+        ("HTTP://host/a.tif", "/vsicurl/http://host/a.tif"),
+        ("/vsicurl/https://host/a.tif", "/vsicurl/https://host/a.tif"),
+        ("/vsizip/scenes.zip/a.tif", "/vsizip/scenes.zip/a.tif"),
+    ],
+)
+def test_csv_spells_remote_scenes_as_gdal_opens_them(tmp_path: Path, address: str, name: str) -> None:
+    assert csv.spell_remote(address) == name
+    table = write_table(tmp_path, "before,after", f"{address};{address.replace('a.tif', 'b.tif')},/vsis3/bucket/c.tif")
+    pair = only_pair(csv.read_catalog(table, NO_OPTIONS))
+    assert (pair.pair_id, pair.after) == ("a__c", (Path("/vsis3/bucket/c.tif"),))
+    assert [gdal_name(str(path)) for path in pair.before] == [name, name.replace("a.tif", "b.tif")]
+
+
+def test_csv_reads_several_files_a_date_in_the_order_of_the_cell(tmp_path: Path) -> None:
+    for name in ("x/t1_20m.tif", "x/t1_10m_20180922.tif", "x/t2_10m.tif"):
+        touch(tmp_path / name)
+    table = write_table(tmp_path, "before,after", "x/t1_20m.tif ; x\\t1_10m_20180922.tif;,x/t2_10m.tif")
+    pair = only_pair(csv.read_catalog(table, NO_OPTIONS))
+    assert pair.before == (tmp_path / "x/t1_20m.tif", tmp_path / "x/t1_10m_20180922.tif")
+    assert pair.after == (tmp_path / "x/t2_10m.tif",)
+    assert (pair.pair_id, pair.before_date) == ("t1_20m__t2_10m", "2018-09-22")
+
+
+@pytest.mark.parametrize("files", [[], ["a.tif"], ["x/a b.tif", "/vsis3/bucket/b.tif", "Ж,.tif"]])
+def test_the_files_of_a_scene_survive_a_cell_of_a_table(files: list[str]) -> None:
+    assert split_files(join_files(files)) == files
+
+
+def test_csv_separated_by_semicolons_quotes_cells_with_several_files(tmp_path: Path) -> None:
+    for name in ("a", "b", "c", "d"):
+        touch(tmp_path / f"{name}.tif")
+    table = write_table(tmp_path, "before;after", '"a.tif;b.tif";"c.tif;d.tif"')
+    assert [path.stem for path in only_pair(csv.read_catalog(table, NO_OPTIONS)).before] == ["a", "b"]
+
+
+def test_csv_gives_pairs_that_share_any_file_one_site(tmp_path: Path) -> None:
+    for name in ("a", "b", "c", "d", "shared"):
+        touch(tmp_path / f"{name}.tif")
+    table = write_table(tmp_path, "before,after", "a.tif;shared.tif,b.tif", "c.tif,d.tif;shared.tif")
+    assert {pair.site_id for pair in csv.read_catalog(table, NO_OPTIONS).pairs} == {"a__b"}
+
+
+def test_csv_reports_files_of_a_date_that_cannot_be_used(tmp_path: Path) -> None:
+    for name in ("a", "b", "c"):
+        touch(tmp_path / f"{name}.tif")
+    table = write_table(
+        tmp_path,
+        "before,after,label",
+        "a.tif;gone.tif,b.tif,",
+        "a.tif;a.tif,b.tif,",
+        "a.tif;b.tif,b.tif;a.tif,",
+        "; ,b.tif,",
+        "a.tif,b.tif,b.tif;c.tif",
+    )
+    catalog = csv.read_catalog(table, NO_OPTIONS)
+    assert not catalog.pairs
+    assert [(problem.item, problem.reason) for problem in catalog.problems] == [
+        ("gone.tif", f"there is no before file {tmp_path / 'gone.tif'}"),
+        ("a.tif;a.tif", "the cell before names a file twice"),
+        ("a.tif;b.tif", "before and after are the same file"),
+        ("", "the cell before is empty"),
+        ("b.tif;c.tif", "a label is one file"),
+    ]
 
 
 @pytest.mark.parametrize("write", [write_xls, write_xlsx])

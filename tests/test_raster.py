@@ -13,8 +13,10 @@ from rasterio.enums import ColorInterp
 from rasterio.transform import Affine, from_origin
 from rasterio.warp import transform
 from scipy import ndimage
+from skimage.registration import phase_cross_correlation
 
 from satdiff_cli import compositing, raster
+from satdiff_cli.catalog import Scene
 from satdiff_cli.compositing import CompositeSummary
 from satdiff_cli.errors import ConfigError, RasterError
 from satdiff_cli.pairing import read_label
@@ -64,10 +66,13 @@ def write_tif(
     return path
 
 
-def stack(before: Path, after: Path, *, bands: Sequence[str] | None = None, **options: Any) -> tuple[Path, Summary]:
+def stack(
+    before: Path | Scene, after: Path | Scene, *, bands: Sequence[str] | None = None, **options: Any
+) -> tuple[Path, Summary]:
     """Write the composite of two scenes beside them."""
-    out = before.with_name("composite.tif")
-    return out, compositing.write_composite(before, after, out, bands=bands, **options)
+    first, second = (scene if isinstance(scene, tuple) else (scene,) for scene in (before, after))
+    out = first[0].with_name("composite.tif")
+    return out, compositing.write_composite(first, second, out, bands=bands, **options)
 
 
 def read_all(path: Path) -> tuple[Pixels, NDArray[np.bool_]]:
@@ -286,6 +291,200 @@ def test_dates_with_different_bands_are_refused(tmp_path: Path) -> None:
     write_tif(tmp_path / "a.tif", render_bands(2, 4), utm_grid())
     with pytest.raises(RasterError, match=r"b\.tif has 3 bands and .*a\.tif has 4"):
         stack(tmp_path / "b.tif", tmp_path / "a.tif")
+
+
+def mean_blocks(pixels: Pixels, factor: int) -> Pixels:
+    """Average bands (C, H, W) over square blocks, as a sensor with larger pixels would."""
+    bands, height, width = pixels.shape
+    blocks = pixels.reshape(bands, height // factor, factor, width // factor, factor)
+    return np.asarray(blocks.mean(axis=(2, 4)))
+
+
+def coarse_grid(fine: Grid, factor: int) -> Grid:
+    """Make the grid of larger pixels over the same ground."""
+    coarse = tuple(fine.affine @ Affine.scale(factor))[:6]
+    return Grid(fine.height // factor, fine.width // factor, fine.crs, coarse)
+
+
+def render_smooth(seed: int, bands: int, shape: tuple[int, int]) -> NDArray[np.float32]:
+    """Render structure that survives coarser pixels."""
+    noise = np.random.default_rng(seed).normal(size=(bands, *shape))
+    smooth = ndimage.gaussian_filter(noise, (0, 6, 6))
+    return np.asarray(1000 + 5000 * smooth, dtype=np.float32)
+
+
+FINE = (120, 168)
+
+
+def write_date(folder: Path, name: str, *, seed: int, grid: Grid | None, factor: int = 2) -> tuple[Path, Path]:
+    """Write two fine bands, and the block means of the same bands, as the files of one date."""
+    fine = render_smooth(seed, 2, FINE)
+    return (
+        write_tif(folder / f"{name}_fine.tif", fine, grid),
+        write_tif(
+            folder / f"{name}_coarse.tif", mean_blocks(fine, factor), coarse_grid(grid, factor) if grid else None
+        ),
+    )
+
+
+def find_shift(first: Pixels, second: Pixels) -> NDArray[np.float64]:
+    """Find by how many pixels one image is moved against another, (dy, dx)."""
+    shift_px, _, _ = phase_cross_correlation(first, second, upsample_factor=100)  # type: ignore[no-untyped-call]
+    return np.asarray(shift_px)
+
+
+@pytest.mark.parametrize("grid", [utm_grid(FINE), None], ids=["georeferenced", "pictures"])
+@pytest.mark.parametrize("factor", [2, 3, 4])
+@pytest.mark.parametrize("resampling", ["nearest", "bilinear", "cubic"])
+def test_coarser_files_of_a_date_are_laid_over_the_finest(
+    tmp_path: Path, grid: Grid | None, factor: int, resampling: raster.Resampling
+) -> None:
+    before = write_date(tmp_path, "b", seed=1, grid=grid, factor=factor)
+    after = write_date(tmp_path, "a", seed=2, grid=grid, factor=factor)
+    path, summary = stack(before, after, resampling=resampling)
+    assert summary.window == Window(0, 0, *FINE)
+    assert summary.grid.is_same(grid or Grid(*FINE))
+    assert (summary.resampled, summary.valid_fraction) == (resampling, 1.0)
+    pixels, valid = read_all(path)
+    assert valid.all()
+    for date, seed in enumerate((1, 2)):
+        fine = render_smooth(seed, 2, FINE)
+        found = pixels[4 * date : 4 * date + 4]
+        np.testing.assert_array_equal(found[:2], fine)
+        for band in range(2):
+            assert np.abs(find_shift(fine[band], found[2 + band])).max() < 0.05
+        np.testing.assert_allclose(mean_blocks(found[2:], factor), mean_blocks(fine, factor), atol=30 * factor)
+
+
+def test_bilinear_pixels_between_coarse_ones_are_weighed_by_their_centres(tmp_path: Path) -> None:
+    coarse = np.arange(1, 13, dtype=np.float32).reshape(1, 3, 4) ** 2
+    before = (
+        write_tif(tmp_path / "b10.tif", render_bands(1, 1, (6, 8)), utm_grid((6, 8))),
+        write_tif(tmp_path / "b20.tif", coarse, coarse_grid(utm_grid((6, 8)), 2)),
+    )
+    after = write_tif(tmp_path / "a.tif", render_bands(2, 2, (6, 8)), utm_grid((6, 8)))
+    pixels, _ = read_all(stack(before, after)[0])
+    # Fine pixel 2 ends where coarse pixel 1 begins: its centre lies at (2 + 0.5) / 2 - 0.5 = 0.75 coarse pixels.
+    rows, cols = np.mgrid[0:6, 0:8]
+    expected = ndimage.map_coordinates(
+        coarse[0], [(rows + 0.5) / 2 - 0.5, (cols + 0.5) / 2 - 0.5], order=1, mode="nearest"
+    )
+    np.testing.assert_allclose(pixels[1], expected, rtol=1e-5)
+
+
+def test_a_coarser_picture_takes_the_footprint_of_a_georeferenced_file(tmp_path: Path) -> None:
+    fine, coarse = write_date(tmp_path, "b", seed=1, grid=utm_grid(FINE))
+    picture = write_tif(tmp_path / "picture.tif", mean_blocks(render_smooth(1, 2, FINE), 2))
+    after = write_tif(tmp_path / "a.tif", render_smooth(2, 4, FINE), utm_grid(FINE))
+    placed, _ = read_all(stack((fine, coarse), after)[0])
+    path, summary = stack((fine, picture), after)
+    assert summary.grid.is_same(utm_grid(FINE))
+    np.testing.assert_array_equal(read_all(path)[0], placed)
+
+
+def test_bands_keep_the_order_of_the_files_and_the_finest_gives_the_grid(tmp_path: Path) -> None:
+    fine, coarse = write_date(tmp_path, "b", seed=1, grid=utm_grid(FINE))
+    with rasterio.open(fine, "r+") as dataset:
+        dataset.descriptions = ("Red", "NIR")
+    both = write_tif(tmp_path / "a.tif", render_smooth(2, 4, FINE), utm_grid(FINE, shift_px=(10, -20)))
+    path, summary = stack((coarse, fine), both)
+    assert summary.before_grid.is_same(utm_grid(FINE))
+    assert summary.window == Window(10, 0, 110, 148)
+    assert summary.bands == ("red", "green", "blue", "nir")  # by number: one file does not describe its bands
+    pixels, valid = read_all(path)
+    np.testing.assert_array_equal(pixels[2:4], render_smooth(1, 2, FINE)[:, 10:, :148])
+    np.testing.assert_array_equal(pixels[4:], render_smooth(2, 4, FINE)[:, :110, 20:])
+    assert valid.all()
+    with rasterio.open(coarse, "r+") as dataset:
+        dataset.descriptions = ("SWIR1", "SWIR2")
+    assert stack((coarse, fine), both)[1].bands == ("swir1", "swir2", "red", "nir")
+    assert stack((coarse, fine), both, bands=tuple("wxyz"))[1].bands == tuple("wxyz")
+    with pytest.raises(ConfigError, match="names 3 bands"):
+        stack((coarse, fine), both, bands=tuple("xyz"))
+    with pytest.raises(ConfigError, match=r"names 4 bands \(x, y, z, z\)"):
+        stack((coarse, fine), both, bands=tuple("xyzz"))
+
+
+def test_a_pixel_is_valid_only_if_every_file_saw_it(tmp_path: Path) -> None:
+    fine, coarse = (render_smooth(seed, 1, shape) for seed, shape in ((1, FINE), (2, (60, 84))))
+    fine[:, :11], coarse[:, :, :5] = np.nan, np.nan
+    small = coarse[:, :50]  # ends 20 fine rows before the fine file does
+    before = (
+        write_tif(tmp_path / "b10.tif", fine, utm_grid(FINE)),
+        write_tif(tmp_path / "b20.tif", small, coarse_grid(utm_grid((100, 168)), 2)),
+    )
+    after = write_tif(tmp_path / "a.tif", render_smooth(3, 2, FINE), utm_grid(FINE))
+    path, summary = stack(before, after)
+    assert summary.window == Window(0, 0, 100, 168)
+    expected = np.ones((100, 168), bool)
+    expected[:11] = False
+    expected[:, :12] = False  # five coarse pixels, and the one that a kernel would mix with them
+    pixels, valid = read_all(path)
+    np.testing.assert_array_equal(valid, expected)
+    assert np.isfinite(pixels[:, valid]).all()
+
+
+def test_both_dates_may_be_cut_into_files_differently_and_lie_in_different_zones(tmp_path: Path) -> None:
+    before = write_date(tmp_path, "b", seed=1, grid=utm_grid(FINE))
+    whole = degree_grid((160, 110))
+    after = (
+        write_tif(tmp_path / "a3.tif", render_smooth(2, 3, whole.shape), whole),
+        write_tif(tmp_path / "a1.tif", render_smooth(3, 1, (80, 55)), coarse_grid(whole, 2)),
+    )
+    path, summary = stack(before, after)
+    assert raster.read_grid(path).is_same(utm_grid(FINE).crop(summary.window))
+    pixels, valid = read_all(path)
+    assert 0.5 < valid.mean() < 1
+    assert np.abs(find_shift(pixels[0], pixels[2])).max() < 0.05
+    assert (np.abs(pixels[:, valid] - 1000) < 1500).all()
+
+
+def test_a_label_on_the_finest_grid_fits_a_composite_of_several_files(tmp_path: Path) -> None:
+    fine, coarse = write_date(tmp_path, "b", seed=1, grid=utm_grid(FINE))
+    after = write_tif(tmp_path / "a.tif", render_smooth(2, 4, FINE), utm_grid(FINE, shift_px=(-8, 16)))
+    label = (np.random.default_rng(0).random(FINE) < 0.2).astype(np.uint8)
+    _, summary = stack((coarse, fine), after)
+    found = read_label(write_tif(tmp_path / "label.tif", label[None], utm_grid(FINE)), summary, change_value=1)
+    np.testing.assert_array_equal(found, label[:112, 16:])
+    assert found.shape == summary.grid.shape
+
+
+def test_files_that_do_not_fit_each_other_are_refused_by_name(tmp_path: Path) -> None:
+    fine, coarse = write_date(tmp_path, "b", seed=1, grid=utm_grid(FINE))
+    after = write_tif(tmp_path / "a.tif", render_smooth(2, 3, FINE), utm_grid(FINE))
+    with pytest.raises(RasterError, match=r"b_fine\.tif;.*b_coarse\.tif has 4 \(2 \+ 2\) bands and .*a\.tif has 3"):
+        stack((fine, coarse), after)
+    far = write_tif(tmp_path / "far.tif", render_smooth(2, 1, FINE), utm_grid(FINE, shift_px=(0, 500)))
+    with pytest.raises(RasterError, match=r"b_fine\.tif and far\.tif do not overlap"):
+        stack((fine, far), after)
+    picture = write_tif(tmp_path / "picture.tif", render_smooth(2, 1, (60, 83)))
+    with pytest.raises(RasterError, match=r"b_fine\.tif and picture\.tif: 120 × 168 px and 60 × 83 px"):
+        stack((fine, picture), after)
+
+
+def test_files_that_share_no_ground_are_refused(tmp_path: Path) -> None:
+    fine, _ = write_date(tmp_path, "b", seed=1, grid=utm_grid(FINE))
+    left, right = (
+        write_tif(tmp_path / f"{name}.tif", render_smooth(2, 1, (60, 60)), utm_grid((60, 60), shift_px=(20, col)))
+        for name, col in (("left", 0), ("right", 100))
+    )
+    with pytest.raises(RasterError, match=r"left\.tif and right\.tif .*have no valid pixel in common"):
+        stack(fine, (left, right))
+
+
+def test_the_same_bands_in_another_order_are_refused(tmp_path: Path) -> None:
+    dates = [write_date(tmp_path, name, seed=1, grid=utm_grid(FINE)) for name in ("b", "a")]
+    for fine, coarse in dates:
+        for path, names in ((fine, ("B04", "B08")), (coarse, ("B11", "B12"))):
+            with rasterio.open(path, "r+") as dataset:
+                dataset.descriptions = names
+    with pytest.raises(RasterError, match=r"B04, B08, B11, B12, .*in another order: B11, B12, B04, B08"):
+        stack(dates[0], dates[1][::-1])
+
+
+def test_an_address_keeps_both_slashes_for_gdal() -> None:
+    for name in ("/vsicurl/https://host/deep/a.tif", "/vsis3/bucket/a.tif", "/data/https:/a.tif"):
+        assert raster.gdal_name(str(Path(name))) == name
 
 
 def test_zeros_at_the_border_are_invalid_and_inner_ones_are_not(tmp_path: Path) -> None:

@@ -7,12 +7,25 @@ import numpy as np
 import pytest
 import torch
 from conftest import CORNER, pair_id
+from hypothesis import given
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from satdiff_cli import compositing, pairing, raster, tiling
+from satdiff_cli import compositing, pairing, raster, samples, tiling
+from satdiff_cli.augmentation import make_augmentation
 from satdiff_cli.pairing import Pair
 from satdiff_cli.radiometry import Normalization
-from satdiff_cli.samples import CropDataset, EpochSampler, Sample, SampleConfig, TileDataset, fixed_statistics
+from satdiff_cli.samples import (
+    CropDataset,
+    EpochSampler,
+    LabelledScene,
+    Sample,
+    SampleConfig,
+    SceneCache,
+    TileDataset,
+    fixed_statistics,
+    read_scene,
+)
 from satdiff_cli.tiling import Tile, TilingConfig
 from satdiff_cli.windows import Window
 
@@ -33,7 +46,8 @@ def make_pair(folder: Path, label: NDArray[np.uint8], *, name: str = "a", corner
             pixels[:, :20, :30] = 0
         raster.write_scene(folder / f"{name}_{date}.tif", pixels, grid)
     composite, label_path = folder / f"{name}.tif", folder / f"{name}_label.tif"
-    compositing.write_composite(folder / f"{name}_before.tif", folder / f"{name}_after.tif", composite, bands=BANDS)
+    before, after = ((folder / f"{name}_{date}.tif",) for date in ("before", "after"))
+    compositing.write_composite(before, after, composite, bands=BANDS)
     raster.write_band(label_path, label, grid)
     return Pair(name, name, composite, label_path, "0", "", "")
 
@@ -50,9 +64,18 @@ def plan(pair: Pair, size: int = 48) -> list[Tile]:
     return tiling.plan_pair_tiles(pair, TilingConfig(size=size, overlap=8))
 
 
-def crops(tiles: Sequence[Tile], pair: Pair, *, jitter: float = 0.0, change_share: float = 0.7) -> CropDataset:
-    config = SampleConfig(PLAIN, size=32, change_share=change_share, jitter=jitter, seed=3)
-    return CropDataset(tiles, {pair.pair_id: pair}, config)
+def crops(
+    tiles: Sequence[Tile],
+    pair: Pair,
+    *,
+    jitter: float = 0.0,
+    change_share: float = 0.7,
+    size: int = 32,
+    cache_gb: float = 1.0,
+) -> CropDataset:
+    augmentation = make_augmentation("standard", jitter=jitter, shift=0, swap_dates=False)
+    config = SampleConfig(PLAIN, size=size, change_share=change_share, augmentation=augmentation, seed=3)
+    return CropDataset(tiles, {pair.pair_id: pair}, SceneCache([pair], cache_gb), config)
 
 
 def same(first: Sample, second: Sample) -> bool:
@@ -161,8 +184,7 @@ def test_pixels_whose_label_is_ignored_are_still_seen(tmp_path: Path) -> None:
 
 def test_scenes_smaller_than_a_sample_are_padded_as_not_valid(tmp_path: Path) -> None:
     pair = make_pair(tmp_path, np.ones((20, 31), np.uint8))
-    config = SampleConfig(PLAIN, size=48, jitter=0.2)
-    sample = CropDataset(plan(pair), {"a": pair}, config)[0]
+    sample = crops(plan(pair), pair, jitter=0.2, size=48)[0]
     assert sample["label"].shape == (1, 48, 48)
     assert int((sample["label"] == 1).sum()) == 20 * 31
     assert int((sample["label"] == 255).sum()) == 48 * 48 - 20 * 31
@@ -171,7 +193,7 @@ def test_scenes_smaller_than_a_sample_are_padded_as_not_valid(tmp_path: Path) ->
 
 def test_a_scene_of_one_pixel_gives_a_sample(tmp_path: Path) -> None:
     pair = make_pair(tmp_path, np.ones((1, 1), np.uint8))
-    sample = CropDataset(plan(pair), {"a": pair}, SampleConfig(PLAIN, size=32))[0]
+    sample = crops(plan(pair), pair)[0]
     assert int((sample["label"] == 1).sum()) == 1
 
 
@@ -179,7 +201,7 @@ def test_tiles_for_validation_are_the_scene_as_it_is(tmp_path: Path) -> None:
     label = make_label()
     pair = make_pair(tmp_path, label, corner=True)
     tiles = plan(pair)
-    dataset = TileDataset(tiles, {"a": pair}, PLAIN, 60)
+    dataset = TileDataset(tiles, {"a": pair}, SceneCache([pair], 1.0), PLAIN, size=60)
     assert len(dataset) == len(tiles)
     for index, tile in enumerate(tiles):
         sample, window = dataset[index], tile.window
@@ -191,10 +213,68 @@ def test_tiles_for_validation_are_the_scene_as_it_is(tmp_path: Path) -> None:
 
 
 def test_the_sampler_hands_out_other_samples_each_epoch_and_the_same_ones_again() -> None:
-    sampler = EpochSampler(5)
+    sampler = EpochSampler(steps=2, batch_size=3)
     first = list(sampler)
     sampler.set_epoch(2)
-    assert (first, list(sampler), len(sampler)) == ([0, 1, 2, 3, 4], [10, 11, 12, 13, 14], 5)
+    assert (first, list(sampler), len(sampler)) == ([0, 1, 2, 3, 4, 5], [12, 13, 14, 15, 16, 17], 6)
+
+
+@given(steps=st.integers(1, 5), share=st.integers(1, 4), processes=st.integers(1, 4), epoch=st.integers(0, 3))
+def test_processes_share_every_batch_and_see_each_sample_once(
+    steps: int, share: int, processes: int, epoch: int
+) -> None:
+    batch_size = share * processes
+    whole = EpochSampler(steps, batch_size)
+    parts = [EpochSampler(steps, batch_size, (rank, processes)) for rank in range(processes)]
+    for sampler in (whole, *parts):
+        sampler.set_epoch(epoch)
+    rows = [np.array(list(part)).reshape(steps, share) for part in parts]
+    assert [len(part) for part in parts] == [steps * share] * processes
+    # Joined in the order of the processes, the parts of each batch are the batch of a single process.
+    np.testing.assert_array_equal(np.concatenate(rows, axis=1).ravel(), list(whole))
+
+
+@pytest.mark.parametrize("processes", [1, 2, 3, 5])
+def test_processes_share_the_tiles_evenly_and_count_each_once(tmp_path: Path, processes: int) -> None:
+    pair = make_pair(tmp_path, make_label())
+    tiles = plan(pair)
+    cache = SceneCache([pair], 1.0)
+    whole = TileDataset(tiles, {"a": pair}, cache, PLAIN, size=48)
+    parts = [
+        TileDataset(tiles, {"a": pair}, cache, PLAIN, size=48, share=(rank, processes)) for rank in range(processes)
+    ]
+    assert len({len(part) for part in parts}) == 1
+    items = [part[index] for part in parts for index in range(len(part))]
+    counted = [sum(int((item["label"] == value).sum()) for item in items) for value in (0, 1)]
+    expected = [sum(int((whole[index]["label"] == value).sum()) for index in range(len(whole))) for value in (0, 1)]
+    assert counted == expected
+
+
+def test_scenes_that_fit_are_read_once_and_others_by_window(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pair, other = make_pair(tmp_path, make_label()), make_pair(tmp_path, make_label(), name="b")
+    scene_gb = HEIGHT * WIDTH * (2 * 3 * 2 + 2) / 1e9  # two dates of three bands of two bytes, label and mask
+    cache = SceneCache([pair, other], 1.5 * scene_gb)
+    assert cache.nbytes == round(scene_gb * 1e9)
+    reads: list[tuple[str, Window | None]] = []
+
+    def count(pair: Pair, window: Window | None = None) -> LabelledScene:
+        reads.append((pair.pair_id, window))
+        return read_scene(pair, window)
+
+    monkeypatch.setattr(samples, "read_scene", count)
+    window = Window(5, 7, 30, 41)
+    for _ in range(3):
+        first, second = cache.read(pair, window), cache.read(other, window)
+        np.testing.assert_array_equal(first.pixels, second.pixels)
+        np.testing.assert_array_equal(first.label, second.label)
+        assert first.pixels.shape == (6, 30, 41)
+    assert reads == [("a", None), *[("b", window)] * 3]
+
+
+def test_samples_do_not_depend_on_what_is_cached(tmp_path: Path) -> None:
+    pair = make_pair(tmp_path, make_label(), corner=True)
+    cached, read = (crops(plan(pair), pair, jitter=0.2, cache_gb=size) for size in (1.0, 0.0))
+    assert all(same(cached[index], read[index]) for index in range(10))
 
 
 def test_fixed_statistics_are_those_of_all_valid_pixels_of_both_dates(tmp_path: Path) -> None:
@@ -211,10 +291,12 @@ def test_samples_of_real_scenes_are_normalised(project_root: Path) -> None:
     tiles = [tile for tile in tiling.read_tiles(project_root / "data") if tile.pair_id == pair_id(CORNER)]
     bands = (*BANDS, "nir")
     normalization = Normalization("scene", bands, bands)
-    config = SampleConfig(normalization, size=64, jitter=0.0)
-    samples = [CropDataset(tiles, pairs, config)[index] for index in range(20)]
-    values = torch.stack([sample["after"] for sample in samples])
-    valid = torch.stack([sample["label"][0] != 255 for sample in samples])
+    augmentation = make_augmentation("light", jitter=0.0, shift=0, swap_dates=False)
+    config = SampleConfig(normalization, size=64, change_share=0.7, augmentation=augmentation)
+    dataset = CropDataset(tiles, pairs, SceneCache(list(pairs.values()), 1.0), config)
+    found = [dataset[index] for index in range(20)]
+    values = torch.stack([sample["after"] for sample in found])
+    valid = torch.stack([sample["label"][0] != 255 for sample in found])
     assert not valid.all()
     assert abs(float(values.movedim(1, -1)[valid].mean())) < 0.5
     assert 0.5 < float(values.movedim(1, -1)[valid].std()) < 1.5

@@ -159,9 +159,8 @@ def run_steps(folders: DemoFolders, *, epochs: int, steps: int, seed: int, devic
             f"train --arch {arch} --name {arch} --epochs {epochs} --steps {steps} --crop 128 "
             f"--data {data} --out {models}"
         )
-        train(
-            arch=arch, name=arch, epochs=epochs, steps=steps, crop=128, seed=seed, data=data, out=models, device=device
-        )
+        settings = {"arch": arch, "epochs": epochs, "steps": steps, "crop": 128, "seed": seed}
+        train(settings, name=arch, data=data, out=models, device=device)
         step(f"predict {arch} --tta flips --data {data} --models {models}")
         predict([arch], tta="flips", data=data, models=models, device=device)
         # Only the validation fold's pairs have a run that did not see them: the other folds are not trained here.

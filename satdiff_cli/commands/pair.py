@@ -39,7 +39,7 @@ def pair(
         typer.Option("--bands", help="Band names of a date, with commas.", show_default="from the files, or by number"),
     ] = None,
     resampling: Annotated[
-        Resampling, typer.Option("--resampling", help="Kernel for after scenes that lie on another grid.")
+        Resampling, typer.Option("--resampling", help="Kernel for files that lie on another grid.")
     ] = "bilinear",
     label_values: Annotated[
         LabelValues, typer.Option("--label-values", help="What labels hold; in 0/1 labels 255 means ignore.")

@@ -1,4 +1,4 @@
-"""Any table with the columns before and after, and optionally pair_id, label, site, dates and fold."""
+"""Any table with the columns before and after (one file, or several joined by ``;``), and optionally others."""
 
 import re
 from collections import Counter, defaultdict
@@ -15,10 +15,12 @@ from satdiff_cli.catalog import (
     Catalog,
     CatalogOptions,
     Problem,
+    Scene,
     ScenePair,
     merge_groups,
     name_site,
     parse_scene_date,
+    split_files,
 )
 from satdiff_cli.errors import CatalogError
 from satdiff_cli.tables import (
@@ -36,7 +38,15 @@ OTHER_LAYOUT_FOLDERS = ("Images", "Images_composit")
 OPTIONAL_COLUMNS = ("pair_id", "label", "before_date", "after_date", "fold")
 NAMED_FOLDS = (NO_FOLD, TRAIN_FOLD, VALIDATION_FOLD, TEST_FOLD)
 
-_REMOTE = re.compile(r"/vsi|[a-z][a-z0-9+.-]+://", re.IGNORECASE)
+# How GDAL spells what lies elsewhere. The web keeps its address, the clouds lose their scheme.
+_REMOTE_PREFIXES = {
+    "s3://": "/vsis3/",
+    "gs://": "/vsigs/",
+    "az://": "/vsiaz/",
+    "http://": "/vsicurl/http://",
+    "https://": "/vsicurl/https://",
+    "ftp://": "/vsicurl/ftp://",
+}
 
 
 @dataclass(frozen=True)
@@ -169,17 +179,14 @@ def _find_columns(headers: Row, options: CatalogOptions) -> dict[str, int] | Non
 def _read_row(table: PairTable, row: Row) -> Draft | Problem:
     source = f"{table.path.name} row {row.line}"
     texts = {field: table.read(row, field) for field in table.columns}
-    for field in ("before", "after"):
-        if not texts[field]:
-            return Problem(source, texts.get("pair_id", ""), f"the cell {field} is empty")
-    paths = {field: _place_file(table.path.parent, texts.get(field, "")) for field in ("before", "after", "label")}
-    for field, path in paths.items():
-        if path and not _REMOTE.match(texts[field]) and not path.is_file():
-            return Problem(source, texts[field], f"there is no {field} file {path}")
-    before, after = paths["before"], paths["after"]
-    if before is None or after is None or before == after:
-        return Problem(source, texts["before"], "before and after are the same file")
     pair_id = texts.get("pair_id", "")
+    for field in ("before", "after"):
+        if not split_files(texts[field]):
+            return Problem(source, pair_id, f"the cell {field} is empty")
+    files = {field: _place_files(table.path.parent, texts.get(field, "")) for field in ("before", "after", "label")}
+    problem = _check_files(texts, files)
+    if problem:
+        return Problem(source, *problem)
     if re.search(r"[/\\]", pair_id):
         return Problem(source, pair_id, "a pair_id names files, so it must hold no slash")
     fold = _parse_fold(texts.get("fold", ""))
@@ -187,26 +194,52 @@ def _read_row(table: PairTable, row: Row) -> Draft | Problem:
         return Problem(source, texts["fold"], "fold must be a number from 0, train, val, test or empty")
     pair = ScenePair(
         pair_id=pair_id,
-        before=before,
-        after=after,
+        before=files["before"],
+        after=files["after"],
         site_id="",
         source=source,
-        before_date=_parse_date(texts.get("before_date", ""), before),
-        after_date=_parse_date(texts.get("after_date", ""), after),
-        label=paths["label"],
+        before_date=_parse_date(texts.get("before_date", ""), files["before"]),
+        after_date=_parse_date(texts.get("after_date", ""), files["after"]),
+        label=next(iter(files["label"]), None),
         fold=fold,
     )
     return Draft(pair, texts.get("site", ""))
 
 
-def _place_file(folder: Path, text: str) -> Path | None:
-    """Resolve a cell against the table's folder; what GDAL opens by itself (/vsi…, s3://…) stays as it is written."""
-    if not text:
-        return None
-    if _REMOTE.match(text):
-        return Path(text)
-    path = folder / text
-    return path if path.is_file() else folder / text.replace("\\", "/")
+def _check_files(texts: dict[str, str], files: dict[str, Scene]) -> tuple[str, str] | None:
+    """Give the item and the reason why the files of a row are no pair; None where they are one."""
+    for field, paths in files.items():
+        for text, path in zip(split_files(texts.get(field, "")), paths, strict=True):
+            if not _is_remote(path) and not path.is_file():
+                return text, f"there is no {field} file {path}"
+        if len(set(paths)) < len(paths):
+            return texts[field], f"the cell {field} names a file twice"
+    if set(files["before"]) == set(files["after"]):
+        return texts["before"], "before and after are the same file"
+    if len(files["label"]) > 1:
+        return texts["label"], "a label is one file"
+    return None
+
+
+def _place_files(folder: Path, cell: str) -> Scene:
+    """Resolve the files of a cell against the table's folder; remote ones stay where they are."""
+    paths = []
+    for text in map(spell_remote, split_files(cell)):
+        path = folder / text
+        paths.append(path if _is_remote(path) or path.is_file() else folder / text.replace("\\", "/"))
+    return tuple(paths)
+
+
+def spell_remote(text: str) -> str:
+    """Spell an address as GDAL opens it: ``s3://bucket/a.tif`` as ``/vsis3/bucket/a.tif``; other texts stay."""
+    for scheme, prefix in _REMOTE_PREFIXES.items():
+        if text.lower().startswith(scheme):
+            return prefix + text[len(scheme) :]
+    return text
+
+
+def _is_remote(path: Path) -> bool:
+    return str(path).startswith("/vsi")
 
 
 def _parse_fold(text: str) -> str | None:
@@ -217,10 +250,10 @@ def _parse_fold(text: str) -> str | None:
     return text.casefold() if text.casefold() in NAMED_FOLDS else None
 
 
-def _parse_date(text: str, scene: Path) -> str:
-    """Write a date in ISO form, as given where it is none; an empty one is taken from the scene's name."""
+def _parse_date(text: str, scene: Scene) -> str:
+    """Write a date in ISO form, as given where it is none; an empty one is taken from the first name that has one."""
     if not text:
-        found = parse_scene_date(scene.name)
+        found = next(filter(None, (parse_scene_date(path.name) for path in scene)), None)
         return found.isoformat() if found else ""
     try:
         return format_moment(datetime.fromisoformat(text))
@@ -242,8 +275,8 @@ def _tell_apart(drafts: list[Draft], folder: Path) -> list[Draft]:
     ids = {position: draft.pair.pair_id for position, draft in enumerate(drafts)}
     rules: tuple[Callable[[Draft], str], ...] = (
         lambda _: "",
-        lambda draft: draft.site or draft.pair.before.parent.name,
-        lambda draft: draft.site or "_".join(_relative_parts(draft.pair.before.parent, folder)),
+        lambda draft: draft.site or draft.pair.before[0].parent.name,
+        lambda draft: draft.site or "_".join(_relative_parts(draft.pair.before[0].parent, folder)),
     )
     for rule in rules:
         names = {position: _name_pair(rule(drafts[position]), drafts[position].pair) for position in waiting}
@@ -255,7 +288,7 @@ def _tell_apart(drafts: list[Draft], folder: Path) -> list[Draft]:
 
 
 def _name_pair(prefix: str, pair: ScenePair) -> str:
-    name = f"{pair.before.stem}__{pair.after.stem}"
+    name = f"{pair.before[0].stem}__{pair.after[0].stem}"
     safe = re.sub(r"[^\w.-]+", "_", prefix)
     return f"{safe}_{name}" if prefix else name
 
@@ -281,7 +314,7 @@ def _set_sites(drafts: list[Draft], options: CatalogOptions) -> list[ScenePair]:
     groups: dict[str, list[Hashable]] = {}
     for draft in drafts:
         site = draft.site or name_site(draft.pair.pair_id, options.site_pattern)
-        groups[draft.pair.pair_id] = [draft.pair.before, draft.pair.after, ("site", site)]
+        groups[draft.pair.pair_id] = [*draft.pair.before, *draft.pair.after, ("site", site)]
     leaders = merge_groups(groups)
     given: dict[str, set[str]] = defaultdict(set)
     for draft in drafts:

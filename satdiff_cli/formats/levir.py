@@ -66,7 +66,7 @@ def read_catalog(root: Path, options: CatalogOptions) -> Catalog:
         replace(
             pair,
             site_id=name_site(pair.pair_id, options.site_pattern),
-            fold=pair.fold or folds.get(pair.before.stem, NO_FOLD),
+            fold=pair.fold or folds.get(pair.before[0].stem, NO_FOLD),
         )
         for pair in pairs
     ]
@@ -116,8 +116,8 @@ def _read_base(root: Path, base: Base) -> tuple[list[ScenePair], list[Problem]]:
     pairs = [
         ScenePair(
             pair_id=stem,
-            before=before[stem],
-            after=after[stem],
+            before=(before[stem],),
+            after=(after[stem],),
             site_id=stem,
             source=str(before[stem].relative_to(root)),
             label=label.get(stem),

@@ -349,8 +349,8 @@ def _build_pair(dataset: Dataset, link: Link) -> ScenePair:
     before_date, after_date = parse_scene_date(before), parse_scene_date(after)
     return ScenePair(
         pair_id=pair_id,
-        before=dataset.scenes[before] if has_files else composite or Path(),
-        after=dataset.scenes[after] if has_files else composite or Path(),
+        before=(dataset.scenes[before] if has_files else composite or Path(),),
+        after=(dataset.scenes[after] if has_files else composite or Path(),),
         site_id=pair_id,
         source=link.source,
         before_date=before_date.isoformat() if before_date else "",

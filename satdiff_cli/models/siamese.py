@@ -11,19 +11,23 @@ from satdiff_cli.models._shared import join_dates, run_padded
 
 PARAMETERS = ("encoder", "decoder", "fusion")
 
+# How many times wider than one date the joined features are.
+FUSIONS = {"concat": 2, "sum": 1, "diff": 1, "absdiff": 1, "concat+absdiff": 3}
+
 
 class Fusion(nn.Module):
     """Fuse two dates' features of one level, (N, C, H, W) each, to the same shape.
 
-    ``concat`` learns the mixture with a 1 × 1 convolution; ``diff`` and ``absdiff`` have no weights.
+    ``concat`` and ``concat+absdiff`` learn the mixture with a 1 × 1 convolution; the others have no weights.
     """
 
     def __init__(self, channels: int, how: str) -> None:
         super().__init__()
         self.how = how
-        self.mix = (
-            nn.Sequential(nn.Conv2d(2 * channels, channels, 1, bias=False), nn.BatchNorm2d(channels), nn.ReLU())
-            if how == "concat" and channels
+        width = FUSIONS[how] * channels
+        self.mix = (  # the levels that an encoder lacks have no channels
+            nn.Sequential(nn.Conv2d(width, channels, 1, bias=False), nn.BatchNorm2d(channels), nn.ReLU())
+            if width > channels
             else nn.Identity()
         )
 
@@ -40,13 +44,17 @@ class SiameseNetwork(nn.Module):
         decoder: Decoder name.
         channels: Channels of a date.
         classes: Channels of the logits.
-        fusion: ``concat``, ``diff`` or ``absdiff``.
+        fusion: ``concat``, ``sum``, ``diff``, ``absdiff`` or ``concat+absdiff``.
+
+    Raises:
+        ValueError: Another fusion, or a decoder that two dates cannot share.
     """
 
     def __init__(self, encoder: str, decoder: str, *, channels: int, classes: int, fusion: str) -> None:
         super().__init__()
         if decoder.lower() == "dpt":
             raise ValueError("decoder dpt needs the tokens of a vision transformer, which two dates do not share")
+        check_fusion(fusion)
         base = smp.create_model(decoder, encoder, encoder_weights=None, in_channels=channels, classes=classes)
         self.encoder, self.decoder, self.head = base.encoder, base.decoder, base.segmentation_head
         # Level 0 is the image itself, which decoders do not look at.
@@ -62,6 +70,21 @@ class SiameseNetwork(nn.Module):
         levels = [level.chunk(2) for level in both]
         fused = [fuse(*dates) for fuse, dates in zip(self.fusions, levels[1:], strict=True)]
         return self.head(self.decoder([levels[0][0], *fused]))
+
+
+def check_fusion(fusion: str) -> None:
+    """Check that a fusion joins features.
+
+    Raises:
+        ValueError: It does not; the message names those that do.
+    """
+    if fusion == "early":
+        raise ValueError(
+            "the siamese network joins the features of the dates, not the images; "
+            "--arch unetplusplus --input concat and --arch fcsiam --fusion early join the images"
+        )
+    if fusion not in FUSIONS:
+        raise ValueError(f"unknown fusion {fusion!r}; siamese has {', '.join(FUSIONS)}")
 
 
 def input_channels(card: ModelCard) -> tuple[str, ...]:

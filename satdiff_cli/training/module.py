@@ -1,0 +1,178 @@
+"""The Lightning module: one training step, validation at every threshold, averaged weights, what is frozen."""
+
+import functools
+import math
+from typing import Any, Self
+
+import lightning
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+
+from satdiff_cli.config import TrainConfig
+from satdiff_cli.losses import build_loss
+from satdiff_cli.metrics import ThresholdCurve
+from satdiff_cli.training.optimisation import make_optimizer, make_schedule
+
+SCORES = ("iou", "f1", "precision", "recall")
+_EPOCH_SEEDS = 1_000_003  # a prime far above any number of processes
+_PREVIEWED = 4
+
+
+class ChangeModule(lightning.LightningModule):
+    """Train a change network on valid pixels; validate its averaged weights, if there are any, at every threshold.
+
+    Args:
+        model: The network.
+        config: Settings.
+        steps: Steps in an epoch.
+        pos_weight: Weight of changed pixels in pixel-wise losses.
+        on_gpu: Whether it will be trained on a GPU.
+    """
+
+    def __init__(
+        self, model: nn.Module, config: TrainConfig, steps: int, *, pos_weight: float = 1.0, on_gpu: bool = False
+    ) -> None:
+        super().__init__()
+        self.model = model.to(memory_format=torch.channels_last)
+        if not on_gpu:
+            keep_depthwise_in_float32(self.model)
+        self.averaged = average_weights(self.model, config.ema) if config.ema else None
+        self.config = config
+        self.steps = steps
+        self.loss = build_loss(config.loss, label_smoothing=config.label_smoothing, pos_weight=pos_weight)
+        self.curve = ThresholdCurve()
+        self.losses: list[float] = []
+        self.preview: dict[str, Tensor] = {}
+
+    @property
+    def network(self) -> nn.Module:
+        """The network that is validated and saved: the averaged one where weights are averaged."""
+        return self.model if self.averaged is None else self.averaged.module
+
+    def forward(self, batch: dict[str, Tensor]) -> Tensor:
+        """Return float32 logits of a batch."""
+        # Depthwise and small convolutions run up to 2.5 times faster with channels last.
+        dates = (batch[date].contiguous(memory_format=torch.channels_last) for date in ("before", "after"))
+        logits: Tensor = (self.model if self.training else self.network)(*dates)
+        return logits.float()
+
+    def training_step(self, batch: dict[str, Tensor], _: int) -> Tensor:
+        """Return the loss of one batch; with several processes that of all their samples together."""
+        logits, label = self(batch), batch["label"]
+        if self.trainer.world_size > 1:  # losses over a batch, such as Dice, are no mean over its parts
+            logits = self._gather(logits)
+            label = self._gather(label)
+        loss: Tensor = self.loss(logits, label.float())
+        self.losses.append(float(loss.detach()))
+        return loss
+
+    def _gather(self, tensor: Tensor) -> Tensor:
+        """Join the tensors (n, …) of all processes in their order; gradients find their way back."""
+        gathered = self.all_gather(tensor, sync_grads=tensor.requires_grad)
+        assert isinstance(gathered, Tensor)
+        return gathered.flatten(0, 1)
+
+    def on_before_optimizer_step(self, _: Any) -> None:
+        """Leave a frozen encoder as it is: without a gradient the optimiser passes a weight over."""
+        if self.is_encoder_frozen:
+            for parameter in self.model.encoder.parameters():  # type: ignore[union-attr]
+                parameter.grad = None
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        """Average the weights."""
+        if self.averaged is not None:
+            self.averaged.update_parameters(self.model)
+
+    def on_train_epoch_start(self) -> None:
+        """Forget the losses of the epoch before; seed dropout, so that any epoch can be trained again exactly."""
+        self.losses = []
+        torch.manual_seed(self.config.seed + _EPOCH_SEEDS * (self.current_epoch + 1) + self.global_rank)
+        self.train()
+
+    @property
+    def is_encoder_frozen(self) -> bool:
+        """Whether this epoch leaves the encoder as it is."""
+        return self.trainer.current_epoch < self.config.freeze_encoder
+
+    def train(self, mode: bool = True) -> Self:
+        """Switch to training, but for what is frozen."""
+        super().train(mode)
+        if mode and self.averaged is not None:
+            self.averaged.eval()
+        if mode and self.config.freeze_bn != "none":
+            frozen = self.model if self.config.freeze_bn == "all" else self.model.encoder
+            freeze_batch_norm(frozen)  # type: ignore[arg-type]
+        if mode and self._trainer is not None and self.is_encoder_frozen:
+            freeze_batch_norm(self.model.encoder)  # type: ignore[arg-type]
+        return self
+
+    def on_validation_epoch_start(self) -> None:
+        """Start to count anew."""
+        self.curve = ThresholdCurve()
+
+    def validation_step(self, batch: dict[str, Tensor], index: int) -> None:
+        """Count the probabilities of one batch against its labels."""
+        probability = torch.sigmoid(self(batch))
+        self.curve.add(probability.cpu().numpy(), batch["label"].cpu().numpy())
+        if index == 0:
+            shown = {**batch, "probability": probability}
+            self.preview = {name: tensor[:_PREVIEWED].cpu() for name, tensor in shown.items()}
+
+    def on_validation_epoch_end(self) -> None:
+        """Count over all processes."""
+        counts = torch.from_numpy(self.curve.histograms).to(self.device)
+        self.curve = ThresholdCurve(self.trainer.strategy.reduce(counts, reduce_op="sum").cpu().numpy())
+
+    def scores(self) -> dict[str, float]:
+        """Return the validation scores with their threshold, NaN replaced by 0; all NaN where nothing was validated."""
+        if not self.curve.histograms.any():
+            return dict.fromkeys((*SCORES, "threshold"), math.nan)
+        threshold = self.config.threshold or self.curve.best_threshold()
+        confusion = self.curve.confusion_at(threshold).as_dict()
+        scores = {name: 0.0 if math.isnan(confusion[name]) else confusion[name] for name in SCORES}
+        return scores | {"threshold": threshold}
+
+    def configure_optimizers(self) -> Any:
+        """Return the optimiser and the schedule."""
+        optimizer = make_optimizer(self.model.parameters(), self.config)
+        # Counted in steps: an epoch-wise scheduler is stepped after last.ckpt is written and would lag on resume.
+        schedule = make_schedule(optimizer, self.config, self.steps)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def average_weights(model: nn.Module, decay: float) -> AveragedModel:
+    """Make a running mean of a network's weights and batch statistics.
+
+    The decay rises to its value as (1 + n) / (10 + n) over the first steps, so that the random start is soon forgotten.
+    """
+
+    def average(mean: Tensor, latest: Tensor, count: Tensor | int) -> Tensor:
+        now = min(decay, (1 + int(count)) / (10 + int(count)))
+        return mean.lerp(latest, 1 - now) if mean.is_floating_point() else latest
+
+    averaged = AveragedModel(model, avg_fn=average, use_buffers=True)
+    averaged.requires_grad_(False).eval()  # not what several processes agree on gradients for
+    return averaged
+
+
+def keep_depthwise_in_float32(network: nn.Module) -> None:
+    """Let depthwise convolutions compute in float32 under autocast; the network is changed in place.
+
+    On a CPU their backward pass in bfloat16 falls to a reference implementation, which takes longer than all else.
+    """
+    for layer in network.modules():
+        if isinstance(layer, nn.Conv2d) and layer.groups == layer.in_channels > 1:
+            layer.forward = functools.partial(_run_in_float32, layer)  # type: ignore[method-assign]
+
+
+def _run_in_float32(layer: nn.Conv2d, image: Tensor) -> Tensor:
+    with torch.autocast(image.device.type, enabled=False):
+        return type(layer).forward(layer, image.float())
+
+
+def freeze_batch_norm(network: nn.Module) -> None:
+    """Let the batch norms of a network use the statistics they have, and keep them."""
+    for layer in network.modules():
+        if isinstance(layer, nn.modules.batchnorm._BatchNorm):
+            layer.eval()
