@@ -10,13 +10,14 @@ are there already are not trained again.
 """
 
 import argparse
+import hashlib
 import json
 import math
 import os
 import statistics
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -27,10 +28,14 @@ from numpy.typing import NDArray
 from satdiff_cli import pairing, raster, tiling
 from satdiff_cli.metrics import Confusion, ThresholdCurve
 
-# What each row changes about the preset; ``tta`` belongs to prediction.
+PREDICTION = ("tta", "adapt_bn")  # what changes nothing about the training
+# What each row changes about the preset.
 VARIANTS: dict[str, dict[str, Any]] = {
     "recipe": {},
     "flips averaged": {"tta": "flips"},
+    "batch norms not adapted": {"adapt_bn": "none"},
+    "batch norms behind the encoder adapted": {"adapt_bn": "decoder"},
+    "all batch norms adapted": {"adapt_bn": "all"},
     "from scratch": {"encoder_weights": "none"},
     "red, green, blue only": {"use_bands": ["red", "green", "blue"]},
     "10 m bands only": {"use_bands": ["blue", "green", "red", "nir"]},
@@ -63,6 +68,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "weight decay 0.1": {"weight_decay": 0.1},
     "change share 0.5": {"change_share": 0.5},
     "crop 128": {"crop": 128},
+    "steps of one scene each": {"one_scene": True},
+    "steps of one scene each, adapted": {"one_scene": True, "adapt_bn": "all"},
 }
 
 
@@ -89,16 +96,20 @@ def run_task(task: Task, project: Path, out: Path, base: dict[str, Any], threads
     if (target / "done").is_file():
         return task
     torch.set_num_threads(threads)
-    settings = {**base, **VARIANTS[task.variant], "seed": task.seed}
-    tta = settings.pop("tta", "none")
-    config = experiment.resolve_config(settings.pop("preset", ""), None, {**settings, "keep": "last"})
     pairs = pairing.read_pairs(project)
+    changed = {**base, **VARIANTS[task.variant], "seed": task.seed}
+    how = {name: changed.pop(name) for name in PREDICTION if name in changed}
+    config = experiment.resolve_config(changed.pop("preset", ""), None, {**changed, "keep": "last"})
+    name = hashlib.sha256(json.dumps({**config.as_dict(), "adapt_bn": "", "fold": task.fold}).encode()).hexdigest()[:16]
     planner = experiment.Planner(tiling.read_tiles(project), pairs, experiment.Machine())
-    job = planner.plan(config, planner.split(task.fold), target / "run", resume=False)
-    training.fit(job, lambda _: None)
+    job = planner.plan(config, planner.split(task.fold), out / "runs" / name, resume=False)
+    if not (job.folder / "manifest.json").is_file():
+        training.fit(job, lambda _: None)
     model, card = checkpoint.load_model(job.folder)
-    how = inference.InferenceConfig(tta=tta)
-    predictor = inference.Predictor(model, card, how, checkpoint.pick_device("auto"))
+    card = replace(card, adapt_bn=how.get("adapt_bn", config.adapt_bn))
+    settings = inference.InferenceConfig(tta=how.get("tta", "none"))
+    predictor = inference.Predictor(model, card, settings, checkpoint.pick_device("auto"))
+    target.mkdir(parents=True, exist_ok=True)
     for pair in pairs:
         if pair.fold == task.fold and pair.label:
             with raster.Composite(pair.composite) as composite:

@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from torch import nn
 
 from satdiff_cli import artifacts
+from satdiff_cli.config import AdaptBatchNorm
 from satdiff_cli.errors import ArtifactError, ConfigError, OutputError, WeightsError
 from satdiff_cli.plugins import load_plugin
 from satdiff_cli.radiometry import Normalization
@@ -37,6 +38,7 @@ class ModelCard:
         classes: Channels of the logits.
         label: What a label of 1 means.
         crop: Side of the crops that the network was trained on [px].
+        adapt_bn: Batch norms that take the statistics of the scene that is predicted: ``none``, ``decoder`` or ``all``.
         run: Name of the run.
         threshold: Probability from which a pixel counts as change, best by IoU on the validation fold.
         fold: The fold held out for validation.
@@ -53,6 +55,7 @@ class ModelCard:
     classes: int = 1
     label: str = "change"
     crop: int = 256
+    adapt_bn: AdaptBatchNorm = "none"
     run: str = ""
     threshold: float = 0.5
     fold: str = ""
@@ -123,6 +126,11 @@ def save_weights(folder: Path, model: nn.Module, card: ModelCard) -> None:
             raise OutputError(
                 f"cannot write {folder / WEIGHTS_NAME}: {error}", "free some space or choose another --out"
             ) from error
+    write_card(folder, card)
+
+
+def write_card(folder: Path, card: ModelCard) -> None:
+    """Write a card into a run folder."""
     artifacts.write_json(folder / CARD_NAME, asdict(card))
 
 

@@ -20,6 +20,7 @@ Optimizer = Literal["adam", "adamw", "sgd"]
 Schedule = Literal["exponential", "onecycle", "cosine"]
 AugmentKind = Literal["none", "light", "standard", "strong"]
 FreezeBatchNorm = Literal["none", "encoder", "all"]
+AdaptBatchNorm = Literal["none", "decoder", "all"]
 Keep = Literal["best", "last"]
 LoggerKind = Literal["tensorboard", "wandb", "mlflow"]
 
@@ -45,6 +46,7 @@ class TrainConfig:
         normalize: Per scene and date over all bands, per band, or with fixed statistics of the training scenes.
         crop: Side of a training crop [px].
         change_share: Share of the crops that are drawn around change.
+        one_scene: Draw all crops of a step from one pair, so that batch norms see what they see in prediction.
         augment: Strength of the augmentation: ``light`` turns and mirrors, ``standard`` also changes each date's light,
             ``strong`` also scales, rotates, blurs and adds noise.
         jitter: Largest change of contrast (factor) and brightness (standard deviations), drawn anew for each date.
@@ -69,6 +71,8 @@ class TrainConfig:
             0 for none.
         freeze_encoder: Epochs in which the encoder stays as it is.
         freeze_bn: Batch norms that keep the statistics they start with: ``none``, the ``encoder``'s, or ``all``.
+        adapt_bn: Batch norms that prediction gives the statistics of the scene at hand: ``none``, those behind the
+            encoder (``decoder``), or ``all``.
         keep: Weights to save: of the ``best`` epoch by validation IoU, or of the ``last``.
         threshold: Probability from which a pixel counts as change; 0 for the best by validation IoU.
         fold: The fold that is held out for validation; ``none`` trains on every labelled pair.
@@ -86,6 +90,7 @@ class TrainConfig:
     normalize: NormalizeKind = "scene"
     crop: int = 256
     change_share: float = 0.7
+    one_scene: bool = False
     augment: AugmentKind = "standard"
     jitter: float = 0.2
     shift: int = 0
@@ -107,6 +112,7 @@ class TrainConfig:
     ema: float = 0.0
     freeze_encoder: int = 0
     freeze_bn: FreezeBatchNorm = "none"
+    adapt_bn: AdaptBatchNorm = "none"
     keep: Keep = "best"
     threshold: float = 0.0
     fold: str = "auto"

@@ -236,6 +236,7 @@ def make_card(config: TrainConfig, split: Split, run: str) -> ModelCard:
         parameters={name: parameters[name] for name in used},
         normalization=normalization,
         crop=config.crop,
+        adapt_bn=config.adapt_bn,
         run=run,
         fold=split.fold,
         train_sites=split.sites(split.train_tiles),

@@ -1,5 +1,6 @@
 """Predict: a network and a composite give a probability raster, window by window, in memory that does not grow."""
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from satdiff_cli.artifacts import OUT_OF_FOLD_PREFIX, Manifest, describe_inputs, list_some
 from satdiff_cli.catalog import TEST_FOLD
 from satdiff_cli.checkpoint import ModelCard, family_name, find_weights, load_model, read_card, supports_bf16
-from satdiff_cli.config import Tta
+from satdiff_cli.config import AdaptBatchNorm, Tta
 from satdiff_cli.errors import ConfigError, KeyMismatchError
 from satdiff_cli.pairing import Pair
 from satdiff_cli.predictions import PredictionHeader, Target, write_prediction
@@ -28,6 +29,9 @@ VIEWS: dict[Tta, tuple[tuple[int, bool], ...]] = {
     "flips": ((0, False), (0, True), (2, False), (2, True)),
     "d4": tuple((turns, mirrored) for turns in range(4) for mirrored in (False, True)),
 }
+
+
+ADAPTATION_WINDOWS = 32
 
 
 @dataclass(frozen=True)
@@ -100,6 +104,7 @@ class Predictor:
         check_bands(composite, self.card)
         config, grid = self.config, composite.grid
         windows = plan_windows(*grid.shape, size=config.window, overlap=config.overlap)
+        self._adapt(composite, windows)
         blender = RowBlender(grid.shape, self.card.classes, size=config.window, overlap=config.overlap)
         for start in range(0, len(windows), config.batch_size):
             batch = windows[start : start + config.batch_size]
@@ -110,19 +115,53 @@ class Predictor:
         for first_row, rows in blender.finish():
             yield first_row, mask_rows(composite, first_row, rows)
 
-    def _predict_windows(self, composite: Composite, windows: Sequence[Window]) -> NDArray[np.float32]:
-        """Predict windows of equal size: (n, classes, h, w) in [0, 1]."""
+    @torch.inference_mode()
+    def _adapt(self, composite: Composite, windows: Sequence[Window]) -> None:
+        """Give batch norms the statistics of a scene instead of those of the training scenes (Li et al. 2017).
+
+        At most ``ADAPTATION_WINDOWS`` windows, spread evenly over the scene, are looked at.
+        """
+        layers = find_adapted(self._model, self.card.adapt_bn)
+        if not layers:
+            return
+        for layer in layers:
+            layer.reset_running_stats()
+            layer.momentum = None  # the plain mean over all batches
+            layer.train()
+        chosen = windows[:: math.ceil(len(windows) / ADAPTATION_WINDOWS)]
+        for start in range(0, len(chosen), self.config.batch_size):
+            images = self._read_windows(composite, chosen[start : start + self.config.batch_size])
+            if images:
+                stack = torch.from_numpy(np.stack(list(images.values()))).to(self._device)
+                self._run(torch.cat([stack, stack.flip(-1)]))  # a single pixel at depth has no deviation
+        for layer in layers:
+            layer.eval()
+
+    def _read_windows(self, composite: Composite, windows: Sequence[Window]) -> dict[int, NDArray[np.float32]]:
+        """Read and normalise the windows that have a valid pixel, (T, C, h, w) each, by their index."""
         images = {}
         for index, window in enumerate(windows):
             valid = composite.read_valid(window)
             if valid.any():  # nothing is read or computed where there is nothing to see
                 pixels = composite.read(window)
                 images[index] = self.card.normalization.apply(pixels, valid, composite.statistics)
+        return images
+
+    def _predict_windows(self, composite: Composite, windows: Sequence[Window]) -> NDArray[np.float32]:
+        """Predict windows of equal size: (n, classes, h, w) in [0, 1]."""
+        images = self._read_windows(composite, windows)
         result = np.zeros((len(windows), self.card.classes, windows[0].height, windows[0].width), dtype=np.float32)
         if images:
             stack = torch.from_numpy(np.stack(list(images.values()))).to(self._device)
             result[list(images)] = self.predict_stack(stack).cpu().numpy()
         return result
+
+    def _run(self, images: Tensor) -> Tensor:
+        """Return logits (N, classes, H, W) of images (N, T, C, H, W)."""
+        dates = (date.contiguous(memory_format=torch.channels_last) for date in images.unbind(1))
+        with self._autocast():
+            logits: Tensor = self._model(*dates)
+        return logits.float()
 
     @torch.inference_mode()
     def predict_stack(self, images: Tensor) -> Tensor:
@@ -130,11 +169,18 @@ class Predictor:
         views = VIEWS[self.config.tta]
         total = torch.zeros((len(images), self.card.classes, *images.shape[-2:]), device=images.device)
         for view in views:
-            dates = turn(images, view).unbind(1)
-            with self._autocast():
-                logits = self._model(*(date.contiguous(memory_format=torch.channels_last) for date in dates))
-            total += turn_back(torch.sigmoid(logits.float()), view)
+            total += turn_back(torch.sigmoid(self._run(turn(images, view))), view)
         return total / len(views)
+
+
+def find_adapted(model: nn.Module, which: AdaptBatchNorm) -> list[nn.modules.batchnorm._BatchNorm]:
+    """Find the batch norms of a network that are to take the statistics of a scene."""
+    return [
+        layer
+        for name, layer in model.named_modules()
+        if isinstance(layer, nn.modules.batchnorm._BatchNorm)
+        and (which == "all" or (which == "decoder" and not name.startswith("encoder.")))
+    ]
 
 
 def check_bands(composite: Composite, card: ModelCard) -> None:

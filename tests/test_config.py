@@ -98,7 +98,7 @@ def test_a_value_of_the_wrong_type_is_refused_by_name(tmp_path: Path, line: str)
 
 
 def test_a_choice_that_does_not_exist_lists_the_choices_and_the_nearest() -> None:
-    message = "the command line: fusion is 'absdif', expected one of concat, diff, absdiff"
+    message = "the command line: fusion is 'absdif', expected one of concat, sum, diff, absdiff"
     with pytest.raises(ConfigError, match=message) as caught:
         TrainConfig.resolve(None, {"fusion": "absdif"})
     assert caught.value.hint == "did you mean absdiff?"

@@ -15,22 +15,25 @@ from lightning.pytorch.trainer.states import TrainerStatus
 from torch import nn
 from torch.utils.data import DataLoader
 
-from satdiff_cli import checkpoint
+from satdiff_cli import checkpoint, raster
 from satdiff_cli.augmentation import make_augmentation
 from satdiff_cli.checkpoint import ModelCard
 from satdiff_cli.errors import ConfigError, SatdiffError
 from satdiff_cli.experiment import Job
+from satdiff_cli.inference import InferenceConfig, Predictor
+from satdiff_cli.metrics import ThresholdCurve
 from satdiff_cli.plugins import load_plugin
 from satdiff_cli.pretrained import InitReport, PretrainedReport, init_network, load_encoder_weights
 from satdiff_cli.samples import CropDataset, EpochSampler, SampleConfig, SceneCache, TileDataset
 from satdiff_cli.training.loggers import make_logger
 from satdiff_cli.training.memory import find_batch_size
-from satdiff_cli.training.module import ChangeModule
+from satdiff_cli.training.module import ChangeModule, score_curve
 from satdiff_cli.training.recording import (
     CheckpointFile,
     Progress,
     RunWriter,
     begin_again,
+    describe_epoch,
     is_finished,
     require_same_run,
     write_run_manifest,
@@ -106,6 +109,8 @@ def fit(job: Job, report: Callable[[Progress], None]) -> TrainingSummary | None:
         raise suggest_batch_size(job, device) from error
     if not trainer.is_global_zero:
         return None
+    if job.card.adapt_bn != "none" and job.split.validation_tiles:
+        judge_as_predicted(job, device)
     write_run_manifest(job)
     precision = str(trainer.precision).removesuffix("-mixed").removesuffix("-true")
     return summarize(job, len(writer.history), start, precision)
@@ -115,6 +120,22 @@ def summarize(job: Job, epochs: int, start: Start, precision: str) -> TrainingSu
     """Report a finished training of so many epochs."""
     card = checkpoint.read_card(job.folder)
     return TrainingSummary(job.folder, card, epochs, epochs < job.config.epochs, start, precision)
+
+
+def judge_as_predicted(job: Job, device: torch.device) -> None:
+    """Score a run that adapts to each scene on whole validation scenes, as it predicts them; keep that in its card."""
+    model, card = checkpoint.load_model(job.folder)
+    predictor = Predictor(model, card, InferenceConfig(), device)
+    curve = ThresholdCurve()
+    for pair_id in sorted({tile.pair_id for tile in job.split.validation_tiles}):
+        pair = job.split.pairs[pair_id]
+        assert pair.label is not None
+        label = raster.read_band(pair.label)
+        with raster.Composite(pair.composite) as composite:
+            for first_row, rows in predictor.predict_rows(composite):
+                curve.add(rows[0], label[first_row : first_row + rows.shape[1]])
+    row = {"epoch": card.epoch, **score_curve(curve, job.config.threshold)}
+    checkpoint.write_card(job.folder, describe_epoch(job, row))
 
 
 def make_trainer(job: Job, device: torch.device, writer: RunWriter) -> lightning.Trainer:
@@ -156,7 +177,14 @@ def make_loaders(job: Job, epoch: int = 0, share: tuple[int, int] = (0, 1)) -> t
     augmentation = make_augmentation(
         config.augment, jitter=config.jitter, shift=config.shift, swap_dates=config.swap_dates
     )
-    samples = SampleConfig(normalization, config.crop, config.change_share, augmentation, config.seed)
+    samples = SampleConfig(
+        normalization,
+        config.crop,
+        config.change_share,
+        augmentation,
+        group=config.batch_size if config.one_scene else 1,
+        seed=config.seed,
+    )
     used = [
         split.pairs[name] for name in sorted({tile.pair_id for tile in [*split.train_tiles, *split.validation_tiles]})
     ]

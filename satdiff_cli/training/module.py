@@ -125,13 +125,8 @@ class ChangeModule(lightning.LightningModule):
         self.curve = ThresholdCurve(self.trainer.strategy.reduce(counts, reduce_op="sum").cpu().numpy())
 
     def scores(self) -> dict[str, float]:
-        """Return the validation scores with their threshold, NaN replaced by 0; all NaN where nothing was validated."""
-        if not self.curve.histograms.any():
-            return dict.fromkeys((*SCORES, "threshold"), math.nan)
-        threshold = self.config.threshold or self.curve.best_threshold()
-        confusion = self.curve.confusion_at(threshold).as_dict()
-        scores = {name: 0.0 if math.isnan(confusion[name]) else confusion[name] for name in SCORES}
-        return scores | {"threshold": threshold}
+        """Return the validation scores with their threshold."""
+        return score_curve(self.curve, self.config.threshold)
 
     def configure_optimizers(self) -> Any:
         """Return the optimiser and the schedule."""
@@ -139,6 +134,19 @@ class ChangeModule(lightning.LightningModule):
         # Counted in steps: an epoch-wise scheduler is stepped after last.ckpt is written and would lag on resume.
         schedule = make_schedule(optimizer, self.config, self.steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def score_curve(curve: ThresholdCurve, threshold: float) -> dict[str, float]:
+    """Return scores with their threshold, the best one where it is given as 0.
+
+    A score without meaning is 0; all are NaN where nothing was counted.
+    """
+    if not curve.histograms.any():
+        return dict.fromkeys((*SCORES, "threshold"), math.nan)
+    threshold = threshold or curve.best_threshold()
+    confusion = curve.confusion_at(threshold).as_dict()
+    scores = {name: 0.0 if math.isnan(confusion[name]) else confusion[name] for name in SCORES}
+    return scores | {"threshold": threshold}
 
 
 def average_weights(model: nn.Module, decay: float) -> AveragedModel:

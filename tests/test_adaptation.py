@@ -1,0 +1,85 @@
+"""Batch norms that take the statistics of the scene at hand."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from command_line import succeed
+from conftest import LABELLED, RUN, TINY, pair_id
+from numpy.typing import NDArray
+from torch import nn
+
+from satdiff_cli import checkpoint, pairing, raster
+from satdiff_cli.config import AdaptBatchNorm
+from satdiff_cli.inference import InferenceConfig, Predictor, find_adapted
+from satdiff_cli.metrics import ThresholdCurve
+from satdiff_cli.windows import Window
+
+CPU = torch.device("cpu")
+WHOLE = InferenceConfig(window=256, overlap=0, precision="fp32")
+
+
+def load(project_root: Path, which: AdaptBatchNorm) -> tuple[nn.Module, checkpoint.ModelCard]:
+    model, card = checkpoint.load_model(project_root / "models" / "saved" / RUN)
+    return model, replace(card, adapt_bn=which)
+
+
+def predict(predictor: Predictor, root: Path, number: int) -> NDArray[np.float32]:
+    with raster.Composite(root / "data" / "composites" / f"{pair_id(number)}.tif") as composite:
+        return np.concatenate([rows[0] for _, rows in predictor.predict_rows(composite)])
+
+
+def test_the_statistics_are_those_of_the_scene(project_root: Path) -> None:
+    model, card = load(project_root, "decoder")
+    found = predict(Predictor(model, card, WHOLE, CPU), project_root, 0)
+    expected, _ = load(project_root, "none")
+    for layer in find_adapted(expected, "decoder"):
+        layer.train()
+        layer.momentum = 1.0  # the latest batch alone
+    with raster.Composite(project_root / "data" / "composites" / f"{pair_id(0)}.tif") as composite:
+        window = Window(0, 0, *composite.grid.shape)
+        pixels, valid = composite.read(window), composite.read_valid(window)
+        dates = torch.from_numpy(card.normalization.apply(pixels, valid, composite.statistics))[:, None]
+    with torch.inference_mode():
+        expected(*torch.cat([dates, dates.flip(-1)], dim=1))
+        logits = expected.eval()(*dates)
+    np.testing.assert_allclose(found[valid], torch.sigmoid(logits)[0, 0].numpy()[valid], atol=1e-4)  # another memory layout adds in another order
+
+
+def test_a_scene_does_not_change_what_is_found_in_the_next_one(project_root: Path) -> None:
+    model, card = load(project_root, "all")
+    predictor = Predictor(model, card, InferenceConfig(window=64, overlap=16), CPU)
+    first = predict(predictor, project_root, 0)
+    predict(predictor, project_root, LABELLED)
+    np.testing.assert_array_equal(predict(predictor, project_root, 0), first)
+
+
+@pytest.mark.parametrize("which", ["none", "decoder", "all"])
+def test_only_the_chosen_batch_norms_are_adapted(project_root: Path, which: AdaptBatchNorm) -> None:
+    model, card = load(project_root, which)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    predict(Predictor(model, card, WHOLE, CPU), project_root, 0)
+    changed = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
+    assert all(name.split(".")[-1] in {"running_mean", "running_var", "num_batches_tracked"} for name in changed)
+    assert any(name.startswith("encoder.") for name in changed) == (which == "all")
+    assert any(name.startswith(("decoder.", "fusions.")) for name in changed) == (which != "none")
+    assert not model.training
+    assert not any(layer.training for layer in model.modules())
+
+
+def test_a_run_that_adapts_has_the_threshold_of_whole_adapted_scenes(project: Path) -> None:
+    succeed("train", *TINY, "--adapt-bn", "decoder", "--name", "adapted", cwd=project)
+    model, card = checkpoint.load_model(project / "models" / "saved" / "adapted")
+    assert card.adapt_bn == "decoder"
+    predictor, curve = Predictor(model, card, InferenceConfig(), CPU), ThresholdCurve()
+    for pair in pairing.read_pairs(project / "data"):
+        if pair.site_id in card.validation_sites:
+            assert pair.label is not None
+            with raster.Composite(pair.composite) as composite:
+                rows = np.concatenate([rows[0] for _, rows in predictor.predict_rows(composite)])
+            curve.add(rows, raster.read_band(pair.label))
+    assert card.threshold == curve.best_threshold()
+    assert card.scores["iou"] == pytest.approx(curve.confusion_at(card.threshold).iou)
+    succeed("predict", "adapted", "--device", "cpu", cwd=project)
