@@ -68,8 +68,6 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "weight decay 0.1": {"weight_decay": 0.1},
     "change share 0.5": {"change_share": 0.5},
     "crop 128": {"crop": 128},
-    "steps of one scene each": {"one_scene": True},
-    "steps of one scene each, adapted": {"one_scene": True, "adapt_bn": "all"},
 }
 
 

@@ -155,8 +155,8 @@ def endless(loader: DataLoader[dict[str, Tensor]]) -> Iterator[dict[str, Tensor]
 
 
 def measure_loader(which: str, job: experiment.Job, seconds: float) -> dict[str, float]:
-    """Draw batches without training: samples a second, and peak memory of this process [MB]."""
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    """Draw batches without training: samples a second, and the memory that this takes [MB]."""
+    before = resident_mb()
     started = time.perf_counter()
     if which == "original":
         used = [job.split.pairs[name] for name in sorted({tile.pair_id for tile in job.split.train_tiles})]
@@ -169,12 +169,18 @@ def measure_loader(which: str, job: experiment.Job, seconds: float) -> dict[str,
     for _ in range(WARM_UP):
         next(batches)
     ready = time.perf_counter()
-    drawn = 0
+    drawn, peak = 0, 0.0
     while time.perf_counter() - ready < seconds:
         drawn += len(next(batches)["label"])
+        peak = max(peak, resident_mb())
     rate = drawn / (time.perf_counter() - ready)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return {"samples_per_second": rate, "memory_mb": (peak - before) / 1024, "seconds_to_start": ready - started}
+    return {"samples_per_second": rate, "memory_mb": peak - before, "seconds_to_start": ready - started}
+
+
+def resident_mb() -> float:
+    """Return the memory that this process has in use [MB]."""
+    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+    return pages * resource.getpagesize() / 1e6
 
 
 def main() -> None:

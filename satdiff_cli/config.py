@@ -46,7 +46,6 @@ class TrainConfig:
         normalize: Per scene and date over all bands, per band, or with fixed statistics of the training scenes.
         crop: Side of a training crop [px].
         change_share: Share of the crops that are drawn around change.
-        one_scene: Draw all crops of a step from one pair, so that batch norms see what they see in prediction.
         augment: Strength of the augmentation: ``light`` turns and mirrors, ``standard`` also changes each date's light,
             ``strong`` also scales, rotates, blurs and adds noise.
         jitter: Largest change of contrast (factor) and brightness (standard deviations), drawn anew for each date.
@@ -90,7 +89,6 @@ class TrainConfig:
     normalize: NormalizeKind = "scene"
     crop: int = 256
     change_share: float = 0.7
-    one_scene: bool = False
     augment: AugmentKind = "standard"
     jitter: float = 0.2
     shift: int = 0

@@ -1,5 +1,6 @@
 """Statistics of a scene's bands and the normalisation that follows from them. Pure."""
 
+import functools
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Self
@@ -139,15 +140,29 @@ class Normalization:
             float32 (T, channels, H, W).
         """
         dates = pixels.shape[0] // len(self.bands)
-        mixing = self.mixing_matrix()
-        clean = np.where(valid, pixels, 0).astype(np.float32).reshape(dates, len(self.bands), -1)
-        result = np.empty((dates, len(self.channels), clean.shape[-1]), dtype=np.float32)
+        is_whole = bool(valid.all())
+        clean = pixels if is_whole else np.where(valid, pixels, 0)
+        by_date = clean.reshape(dates, len(self.bands), *pixels.shape[1:])
+        result = np.empty((dates, len(self.channels), *pixels.shape[1:]), dtype=np.float32)
         for date in range(dates):
-            offset, scale = self.date_moments(statistics, date)
-            matrix = (mixing / scale[:, None]).astype(np.float32)
-            result[date] = matrix @ clean[date] - (offset / scale).astype(np.float32)[:, None]
-        result = result.reshape(dates, len(self.channels), *pixels.shape[1:])
-        return np.where(valid, result, np.float32(0))
+            matrix, offset = prepare_date(self, statistics, date)
+            picked = [np.flatnonzero(row) for row in matrix]
+            for channel, bands in enumerate(picked):  # mostly a channel is one band: no product of matrices needed
+                np.multiply(by_date[date, bands[0]], matrix[channel, bands[0]], out=result[date, channel])
+                for band in bands[1:]:
+                    result[date, channel] += by_date[date, band] * matrix[channel, band]
+                result[date, channel] -= offset[channel]
+        return result if is_whole else np.where(valid, result, np.float32(0))
+
+
+@functools.lru_cache(maxsize=4096)
+def prepare_date(
+    normalization: Normalization, statistics: SceneStatistics, date: int
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Return the matrix (channels, bands) and the offset (channels,) that normalise one date's bands."""
+    offset, scale = normalization.date_moments(statistics, date)
+    matrix = normalization.mixing_matrix() / scale[:, None]
+    return matrix.astype(np.float32), (offset / scale).astype(np.float32)
 
 
 def channel_moments(

@@ -31,7 +31,6 @@ class SampleConfig:
         size: Side of a sample [px].
         change_share: Share of the samples drawn around change.
         augmentation: Changes a sample; gets its own random generator.
-        group: Consecutive samples that are drawn from one pair.
         seed: Seed of crops and augmentation.
     """
 
@@ -39,7 +38,6 @@ class SampleConfig:
     size: int
     change_share: float
     augmentation: Augmentation
-    group: int = 1
     seed: int = 0
 
 
@@ -198,20 +196,16 @@ class CropDataset(Dataset[Sample]):
     """
 
     def __init__(self, tiles: Sequence[Tile], pairs: dict[str, Pair], cache: SceneCache, config: SampleConfig) -> None:
-        owners = sorted({tile.pair_id for tile in tiles})
-        by_pair = [[tile for tile in tiles if tile.pair_id == pair_id] for pair_id in owners]
-        self._pools = by_pair if config.group > 1 else [tiles]
+        self._tiles = tiles
+        self._changed = [tile for tile in tiles if tile.change_fraction > 0]
         self._pairs = pairs
         self._cache = cache
         self._config = config
 
     def __getitem__(self, index: int) -> Sample:
-        group_rng = np.random.default_rng([self._config.seed, index // self._config.group])
-        tiles = self._pools[int(group_rng.integers(len(self._pools)))]
-        changed = [tile for tile in tiles if tile.change_fraction > 0]
         rng = np.random.default_rng([self._config.seed, index])
-        is_change = bool(changed) and rng.random() < self._config.change_share
-        candidates = changed if is_change else tiles
+        is_change = bool(self._changed) and rng.random() < self._config.change_share
+        candidates = self._changed if is_change else self._tiles
         tile = candidates[int(rng.integers(len(candidates)))]
         window = self._draw_window(tile, rng, around_change=is_change)
         pair = self._pairs[tile.pair_id]

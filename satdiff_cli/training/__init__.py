@@ -177,14 +177,7 @@ def make_loaders(job: Job, epoch: int = 0, share: tuple[int, int] = (0, 1)) -> t
     augmentation = make_augmentation(
         config.augment, jitter=config.jitter, shift=config.shift, swap_dates=config.swap_dates
     )
-    samples = SampleConfig(
-        normalization,
-        config.crop,
-        config.change_share,
-        augmentation,
-        group=config.batch_size if config.one_scene else 1,
-        seed=config.seed,
-    )
+    samples = SampleConfig(normalization, config.crop, config.change_share, augmentation, config.seed)
     used = [
         split.pairs[name] for name in sorted({tile.pair_id for tile in [*split.train_tiles, *split.validation_tiles]})
     ]
