@@ -18,6 +18,8 @@ DEFAULT_BANDS = {
     3: ("red", "green", "blue"),
     4: ("red", "green", "blue", "nir"),
 }
+# What Sentinel-2 calls the bands that have a name of their own, so that pretrained filters find their colours.
+_SENTINEL2 = {"b02": "blue", "b03": "green", "b04": "red", "b08": "nir"}
 # Added under the root, so that a scene of one single value is normalised to 0 instead of NaN.
 _VARIANCE_FLOOR = 1e-12
 
@@ -210,7 +212,7 @@ def name_bands(count: int, given: Sequence[str] | None, described: Sequence[str 
                 "give one name for each band, none of them twice",
             )
         return tuple(given)
-    names = [name.strip().lower() for name in described if name]
+    names = [_SENTINEL2.get(name.strip().lower(), name.strip().lower()) for name in described if name]
     if len(names) == count and len(set(names)) == count:
         return tuple(names)
     return DEFAULT_BANDS.get(count, tuple(f"band{number}" for number in range(1, count + 1)))

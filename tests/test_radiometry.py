@@ -213,3 +213,9 @@ def test_bands_are_named_as_given_then_as_described_then_by_their_number() -> No
 def test_names_that_do_not_fit_the_bands_are_refused(given_names: tuple[str, ...]) -> None:
     with pytest.raises(ConfigError, match=f"names {len(given_names)} bands"):
         name_bands(3, given_names)
+
+
+def test_the_colours_of_sentinel_2_get_their_names() -> None:
+    described = ("B02", "B03", "B04", "B08", "B8A", "B11")
+    assert name_bands(6, None, described) == ("blue", "green", "red", "nir", "b8a", "b11")
+    assert name_bands(2, None, ("B2", "B4")) == ("b2", "b4")  # other satellites count otherwise

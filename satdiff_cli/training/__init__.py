@@ -84,6 +84,15 @@ def fit(job: Job, report: Callable[[Progress], None]) -> TrainingSummary | None:
     done = require_same_run(job) if job.resume else 0
     if job.resume and is_finished(job):
         return summarize(job, done, Start(), "") if job.machine.is_first_process else None
+    try:
+        return run_epochs(job, report, done)
+    except torch.OutOfMemoryError as error:
+        traceback.clear_frames(error.__traceback__)  # they hold the network and the batch that did not fit
+        raise suggest_batch_size(job, checkpoint.pick_device(job.machine.device)) from error
+
+
+def run_epochs(job: Job, report: Callable[[Progress], None], done: int) -> TrainingSummary | None:
+    """Train the epochs that are not done yet; None in all processes but the first one."""
     lightning.seed_everything(job.config.seed, verbose=False)
     model = checkpoint.build_model(job.card)
     device = checkpoint.pick_device(job.machine.device)
@@ -103,14 +112,8 @@ def fit(job: Job, report: Callable[[Progress], None]) -> TrainingSummary | None:
         if trainer.state.status != TrainerStatus.INTERRUPTED:
             raise
         raise interruption(job, writer) from None
-    except torch.OutOfMemoryError as error:
-        del model, trainer
-        traceback.clear_frames(error.__traceback__)  # they hold the batch that did not fit
-        raise suggest_batch_size(job, device) from error
     if not trainer.is_global_zero:
         return None
-    if job.card.adapt_bn != "none" and job.split.validation_tiles:
-        judge_as_predicted(job, device)
     write_run_manifest(job)
     precision = str(trainer.precision).removesuffix("-mixed").removesuffix("-true")
     return summarize(job, len(writer.history), start, precision)
