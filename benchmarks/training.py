@@ -31,6 +31,8 @@ from satdiff_cli.training.module import ChangeModule
 from satdiff_cli.windows import Window
 
 WARM_UP = 3
+LOADER_ROUNDS = 3
+LOADER_SECONDS = 6
 REPEATS = 100
 
 
@@ -196,7 +198,7 @@ def main() -> None:
     settings = {key: json.loads(value) for key, _, value in (item.partition("=") for item in given.set)}
     job = make_job(given.project, settings, experiment.Machine(workers=given.workers, cache_gb=given.cache_gb))
     if given.loader:
-        print(json.dumps(measure_loader(given.loader, job, 10)))
+        print(json.dumps(measure_loader(given.loader, job, LOADER_SECONDS)))
         return
     report: dict[str, Any] = {
         "device": str(checkpoint.pick_device("auto")),
@@ -205,10 +207,14 @@ def main() -> None:
     }
     if report["device"] == "cpu":
         report["depthwise"] = compare_depthwise(job, given.rounds)
-    for which in ("satdiff", "original"):  # memory is measured in a process of its own
-        command = [sys.executable, *sys.argv, "--loader", which]
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
-        report[f"loader {which}"] = json.loads(done.stdout.splitlines()[-1])
+    measured: dict[str, list[dict[str, float]]] = {"satdiff": [], "original": []}
+    for _ in range(LOADER_ROUNDS):  # in turn, each in a process of its own, which memory is measured by
+        for which, found in measured.items():
+            command = [sys.executable, *sys.argv, "--loader", which]
+            done = subprocess.run(command, capture_output=True, text=True, check=True)
+            found.append(json.loads(done.stdout.splitlines()[-1]))
+    for which, found in measured.items():
+        report[f"loader {which}"] = {name: statistics.median(item[name] for item in found) for name in found[0]}
     print(json.dumps(report, indent=2))
 
 
