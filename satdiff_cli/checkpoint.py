@@ -38,7 +38,7 @@ class ModelCard:
         classes: Channels of the logits.
         label: What a label of 1 means.
         crop: Side of the crops that the network was trained on [px].
-        adapt_bn: Batch norms that take the statistics of the scene that is predicted: ``none``, ``decoder`` or ``all``.
+        adapt_bn: Batch norms that prediction adapts to the scene: ``none``, ``decoder`` or ``all``.
         run: Name of the run.
         threshold: Probability from which a pixel counts as change, best by IoU on the validation fold.
         fold: The fold held out for validation.

@@ -70,8 +70,8 @@ class TrainConfig:
             0 for none.
         freeze_encoder: Epochs in which the encoder stays as it is.
         freeze_bn: Batch norms that keep the statistics they start with: ``none``, the ``encoder``'s, or ``all``.
-        adapt_bn: Batch norms that prediction gives the statistics of the scene at hand: ``none``, those behind the
-            encoder (``decoder``), or ``all``.
+        adapt_bn: Batch norms that prediction adapts to the scene at hand: ``none``, those behind the encoder
+            (``decoder``), or ``all``.
         keep: Weights to save: of the ``best`` epoch by validation IoU, or of the ``last``.
         threshold: Probability from which a pixel counts as change; 0 for the best by validation IoU.
         fold: The fold that is held out for validation; ``none`` trains on every labelled pair.

@@ -32,6 +32,7 @@ VIEWS: dict[Tta, tuple[tuple[int, bool], ...]] = {
 
 
 ADAPTATION_WINDOWS = 32
+ADAPTATION_PRIOR_PX = 512**2  # a scene of this size counts as much as what was learnt
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,8 @@ class Predictor:
         self.config = config
         self._model = model.to(device).to(memory_format=torch.channels_last).eval()
         self._device = device
+        adapted = find_adapted(self._model, card.adapt_bn)
+        self._learnt = [[moment.clone() for moment in read_moments(layer)] for layer in adapted]
         wants_bf16 = config.precision == "bf16" or (config.precision == "auto" and supports_bf16(device))
         self._autocast: Callable[[], Any] = (
             (lambda: torch.autocast(device.type, torch.bfloat16)) if wants_bf16 else nullcontext
@@ -117,9 +120,11 @@ class Predictor:
 
     @torch.inference_mode()
     def _adapt(self, composite: Composite, windows: Sequence[Window]) -> None:
-        """Give batch norms the statistics of a scene instead of those of the training scenes (Li et al. 2017).
+        """Mix the statistics of a scene into those that batch norms learnt (Schneider et al. 2020).
 
-        At most ``ADAPTATION_WINDOWS`` windows, spread evenly over the scene, are looked at.
+        The scene's count the more, the more valid pixels n it has: n / (n + ``ADAPTATION_PRIOR_PX``). A small image
+        with much change would otherwise pass for one without. At most ``ADAPTATION_WINDOWS`` windows, spread evenly
+        over the scene, are looked at.
         """
         layers = find_adapted(self._model, self.card.adapt_bn)
         if not layers:
@@ -134,7 +139,10 @@ class Predictor:
             if images:
                 stack = torch.from_numpy(np.stack(list(images.values()))).to(self._device)
                 self._run(torch.cat([stack, stack.flip(-1)]))  # a single pixel at depth has no deviation
-        for layer in layers:
+        weight = composite.statistics.count / (composite.statistics.count + ADAPTATION_PRIOR_PX)
+        for layer, learnt in zip(layers, self._learnt, strict=True):
+            for value, scene in zip(learnt, read_moments(layer), strict=True):
+                scene.copy_(value.lerp(scene, weight))
             layer.eval()
 
     def _read_windows(self, composite: Composite, windows: Sequence[Window]) -> dict[int, NDArray[np.float32]]:
@@ -181,6 +189,13 @@ def find_adapted(model: nn.Module, which: AdaptBatchNorm) -> list[nn.modules.bat
         if isinstance(layer, nn.modules.batchnorm._BatchNorm)
         and (which == "all" or (which == "decoder" and not name.startswith("encoder.")))
     ]
+
+
+def read_moments(layer: nn.modules.batchnorm._BatchNorm) -> tuple[Tensor, Tensor]:
+    """Return mean and variance that a batch norm standardises by in prediction, themselves and not copies."""
+    assert layer.running_mean is not None
+    assert layer.running_var is not None
+    return layer.running_mean, layer.running_var
 
 
 def check_bands(composite: Composite, card: ModelCard) -> None:

@@ -276,13 +276,20 @@ def test_a_config_with_mistakes_is_named(project: Path, text: str, naming: str, 
 
 
 def test_resuming_what_is_not_there_or_is_damaged_or_is_something_else(project: Path) -> None:
-    refuse("train", "--resume", "--name", "other", cwd=project, naming="'other'", hinting="satdiff train")
     refuse("train", "--resume", "--encoder", "resnet18", cwd=project, naming=RUN, hinting="--name")
     refuse("train", "--resume", "--fold", 3, cwd=project, naming=RUN, hinting="--name")
     cut(project / "models" / "saved" / RUN / "last.ckpt", 0.5)
     refuse("train", "--resume", "--epochs", 3, cwd=project, naming="last.ckpt", hinting="satdiff train")
     (project / "models" / "saved" / RUN / "last.ckpt").unlink()
     refuse("train", "--resume", cwd=project, naming="last.ckpt", hinting="--overwrite")
+
+
+def test_resuming_a_run_that_was_not_started_starts_it_and_says_so(project: Path) -> None:
+    outcome = succeed("train", *TINY, "--resume", "--name", "other", cwd=project)
+    assert "start  other: there is nothing to go on with yet" in outcome.err
+    assert (project / "models" / "saved" / "other" / "manifest.json").is_file()
+    shutil.rmtree(project / "models" / "saved")
+    refuse("train", *TINY, "--resume", cwd=project, naming="models/saved holds no run", hinting="satdiff train")
 
 
 def test_scenes_that_break_while_training_leave_no_run(project: Path) -> None:

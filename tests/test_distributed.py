@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -20,11 +21,12 @@ from satdiff_cli.pairing import read_pairs
 from satdiff_cli.tiling import read_tiles
 
 RUNS = "models/saved"
-# Batch statistics are those of each process, so they are frozen; the tiny encoder has no dropout.
+# Batch statistics are those of each process, so they are frozen; the tiny encoder has no dropout that would differ.
 ARGS = (
     *("train", *NETWORK, "--arch", "siamese", "--crop", 64, "--batch-size", 4, "--steps", 3, "--epochs", 2),
-    *("--freeze-bn", "all", "--precision", "fp32", "--loss", "dice+bce", "--lr", 3e-3, "--ema", 0.8, "--keep", "last"),
-    *("--device", "cpu", "--cache-gb", 1),
+    *("--freeze-bn", "all", "--precision", "fp32", "--ema", 0.8, "--keep", "last", "--device", "cpu"),
+    # Adam and clipping would hide gradients of the wrong size.
+    *("--optimizer", "sgd", "--lr", 1e-3, "--clip", 0),
 )
 TWO = ("--devices", 2, "--strategy", "ddp")
 
@@ -34,8 +36,6 @@ pytestmark = pytest.mark.skipif(not torch.distributed.is_gloo_available(), reaso
 @pytest.fixture(scope="module")
 def odd_project(project_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny project with an odd number of validation tiles, trained by one process."""
-    import shutil
-
     root = Path(shutil.copytree(project_root, tmp_path_factory.mktemp("two") / "project"))
     path = root / "data" / "tiles.csv"
     lines = path.read_text().splitlines()
@@ -73,10 +73,10 @@ def check_like_one_process(root: Path, outcome: Outcome, name: str) -> None:
     assert len(first) == len(second) == 2
     for ours, theirs in zip(first, second, strict=True):
         for column in set(ours) - {"seconds"}:
-            assert float(ours[column]) == pytest.approx(float(theirs[column]), abs=1e-5, rel=1e-4), column
+            assert float(ours[column]) == pytest.approx(float(theirs[column]), abs=2e-5), (column, first, second)
     before, after = (load_file(folder / "weights.safetensors") for folder in (one, two))
     for key, value in before.items():
-        torch.testing.assert_close(value, after[key], atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(value, after[key], atol=1e-5, rtol=1e-4)
     assert outcome.out == f"{RUNS}/{name}\n"
     for line in (f"train  {name}: ", "done   2 epochs; kept epoch 2: iou", "next   satdiff predict"):
         assert outcome.err.count(line) == 1, outcome.err
@@ -84,17 +84,18 @@ def check_like_one_process(root: Path, outcome: Outcome, name: str) -> None:
     assert sorted(path.name for path in (root / RUNS).iterdir() if path.name.startswith(name)) == [name]
 
 
+@pytest.mark.slow
 def test_two_processes_started_by_lightning_train_like_one(odd_project: Path) -> None:
     outcome = finish_satdiff(start_satdiff(*ARGS, *TWO, "--name", "ddp", cwd=odd_project), timeout_s=300)
     check_like_one_process(odd_project, outcome, "ddp")
 
 
-def test_two_processes_started_by_torchrun_train_like_one_and_resume(odd_project: Path) -> None:
-    args = (*ARGS, *TWO, "--name", "run")
-    outcome = start_torchrun(*args[:-2], "--epochs", 1, "--name", "run", cwd=odd_project)
-    assert outcome.code == 0, outcome.err
-    assert len(read_csv(odd_project / RUNS / "run" / "history.csv")) == 1
-    check_like_one_process(odd_project, start_torchrun(*args, "--resume", cwd=odd_project), "run")
+@pytest.mark.slow
+def test_two_processes_started_by_torchrun_go_on_like_one(odd_project: Path) -> None:
+    succeed(*ARGS, "--epochs", 1, "--name", "run", cwd=odd_project)
+    check_like_one_process(
+        odd_project, start_torchrun(*ARGS, *TWO, "--name", "run", "--resume", cwd=odd_project), "run"
+    )
 
 
 def test_a_finished_run_of_two_processes_is_left_as_it_is(odd_project: Path) -> None:
@@ -109,8 +110,8 @@ def test_the_processes_see_every_sample_and_tile_once(project_root: Path) -> Non
     planner = Planner(read_tiles(project_root / "data"), read_pairs(project_root / "data"), Machine("cpu"))
     config = resolve_config("", None, {"arch": "fcsiam", "crop": 32, "batch_size": 4, "steps": 3})
     job = planner.plan(config, planner.split("1"), Path("none"), resume=False)
-    whole = [batch for batch in training.make_loaders(job, 2)[0]]
-    parts = [[batch for batch in training.make_loaders(job, 2, (rank, 2))[0]] for rank in (0, 1)]
+    whole = list(training.make_loaders(job, 2)[0])
+    parts = [list(training.make_loaders(job, 2, (rank, 2))[0]) for rank in (0, 1)]
     for number, batch in enumerate(whole):
         for name, expected in batch.items():
             assert torch.equal(torch.cat([part[number][name] for part in parts]), expected)

@@ -114,6 +114,8 @@ def run_epochs(job: Job, report: Callable[[Progress], None], done: int) -> Train
         raise interruption(job, writer) from None
     if not trainer.is_global_zero:
         return None
+    if job.card.adapt_bn != "none" and job.split.validation_tiles:
+        judge_as_predicted(job, device)
     write_run_manifest(job)
     precision = str(trainer.precision).removesuffix("-mixed").removesuffix("-true")
     return summarize(job, len(writer.history), start, precision)

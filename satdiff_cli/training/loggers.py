@@ -1,6 +1,7 @@
 """Send the course of a training to TensorBoard, Weights & Biases or MLflow, with sample pictures."""
 
 import math
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ def make_logger(kind: LoggerKind, folder: Path, run: str) -> Logger:
     makers: dict[LoggerKind, Callable[[], Logger]] = {
         "tensorboard": lambda: lightning_loggers.TensorBoardLogger(str(folder / "tensorboard"), name=run, version=""),
         "wandb": lambda: lightning_loggers.WandbLogger(name=run, project="satdiff", save_dir=str(folder)),
-        "mlflow": lambda: lightning_loggers.MLFlowLogger("satdiff", run, save_dir=str(folder / "mlruns")),
+        "mlflow": lambda: make_mlflow_logger(folder.absolute(), run),
     }
     try:
         return makers[kind]()
@@ -36,6 +37,17 @@ def make_logger(kind: LoggerKind, folder: Path, run: str) -> Logger:
             f"--logger {kind} needs a package that is not installed: {error.name or error}",
             f"pip install 'satdiff[{kind}]'; history.csv is written without any",
         ) from error
+
+
+def make_mlflow_logger(folder: Path, run: str) -> Logger:
+    """Make a logger to the server that the environment names; else to a database in a folder, and files beside it."""
+    server = os.environ.get("MLFLOW_TRACKING_URI")
+    return lightning_loggers.MLFlowLogger(
+        "satdiff",
+        run,
+        tracking_uri=server or f"sqlite:///{folder / 'mlflow.db'}",  # it writes to mere folders no more
+        artifact_location=None if server else (folder / "mlruns").as_uri(),
+    )
 
 
 def log_epoch(loggers: Sequence[Logger], row: Mapping[str, float], preview: Mapping[str, Tensor]) -> None:
