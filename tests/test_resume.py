@@ -222,7 +222,8 @@ def test_a_training_killed_at_any_file_that_it_writes_ends_the_same(project: Pat
     kill(*args, "--resume", root=project, at=("rename", 7))
     for number in range(1, 7):
         check_readable(folder)
-        assert len(read_csv(folder / "history.csv")) == 1
+        # When the fifth is not moved, the history is an epoch ahead of the checkpoint.
+        assert len(read_csv(folder / "history.csv")) == (2 if number == 6 else 1)
         kill(*args, "--resume", root=project, at=("rename", number))
     for moment in ("weights", "checkpoint", "validation", "step"):
         check_readable(folder)
@@ -254,17 +255,17 @@ def test_a_training_killed_before_its_first_epoch_was_finished_is_started_anew(p
 
 
 def test_a_process_that_a_person_started_and_killed_is_resumed_exactly(project: Path) -> None:
-    args = (*EXACT, "--keep", "best", "--crop", 32, "--steps", 2, "--epochs", 40, "--patience", 40)
+    args = (*EXACT, "--keep", "best", "--crop", 32, "--steps", 2, "--epochs", 20, "--patience", 20)
     folder = project / RUNS / "x"
     process = start_satdiff(*args, cwd=project)
     deadline = time.monotonic() + 120
     while not (folder / "last.ckpt").exists() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.01)
-    time.sleep(0.2)
+    time.sleep(0.1)
     process.kill()
     process.communicate()
     assert process.returncode == -signal.SIGKILL, "it was done before it could be killed"
-    assert len(read_csv(folder / "history.csv")) < 40
+    assert len(read_csv(folder / "history.csv")) < 20
     succeed(*args, "--resume", cwd=project)
     succeed(*args, "--out", "whole", cwd=project)
     check_same_run(folder, project / "whole" / "x")
