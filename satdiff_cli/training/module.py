@@ -7,7 +7,7 @@ from typing import Any, Self
 import lightning
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from satdiff_cli.config import TrainConfig
 from satdiff_cli.losses import build_loss
@@ -155,11 +155,16 @@ def average_weights(model: nn.Module, decay: float) -> AveragedModel:
     The decay rises to its value as (1 + n) / (10 + n) over the first steps, so that the random start is soon forgotten.
     """
 
-    def average(mean: Tensor, latest: Tensor, count: Tensor | int) -> Tensor:
+    # All tensors of a kind at once: to ask a GPU for the count once a tensor would keep it waiting.
+    def average(means: Any, latest: Any, count: Tensor | int) -> None:
         now = min(decay, (1 + int(count)) / (10 + int(count)))
-        return mean.lerp(latest, 1 - now) if mean.is_floating_point() else latest
+        if means[0].is_floating_point():
+            get_ema_multi_avg_fn(now)(means, latest, count)  # type: ignore[no-untyped-call]
+        else:  # the number of batches seen
+            for mean, value in zip(means, latest, strict=True):
+                mean.copy_(value)
 
-    averaged = AveragedModel(model, avg_fn=average, use_buffers=True)
+    averaged = AveragedModel(model, multi_avg_fn=average, use_buffers=True)
     averaged.requires_grad_(False).eval()  # not what several processes agree on gradients for
     return averaged
 
