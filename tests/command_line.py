@@ -3,6 +3,7 @@
 import contextlib
 import io
 import os
+import signal
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -47,6 +48,8 @@ def succeed(*args: object, cwd: Path) -> Outcome:
 
 def start_satdiff(*args: object, cwd: Path) -> subprocess.Popen[str]:
     """Start a command line in a process of its own, for what only a whole process can show."""
+    # A shell makes its background jobs ignore Ctrl-C, and they hand that on.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     return subprocess.Popen(
         [sys.executable, "-m", "satdiff_cli.cli", *map(str, args)],
         cwd=cwd,
