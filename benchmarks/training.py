@@ -95,7 +95,8 @@ class Stepper:
         self.module = ChangeModule(model, job.config, job.steps, on_gpu=on_gpu or not float32_depthwise).to(self.device)
         self.module.train()
         self.optimizer = self.module.configure_optimizers()["optimizer"]
-        self.is_bf16 = checkpoint.supports_bf16(self.device)
+        precision = checkpoint.resolve_precision(job.machine.precision, self.device, is_training=True)
+        self.is_bf16 = precision == "bf16"
 
     def step(self, batch: dict[str, Tensor]) -> None:
         """Train on one batch."""
@@ -161,7 +162,7 @@ def measure_loader(which: str, job: experiment.Job, seconds: float) -> dict[str,
     before = resident_mb()
     started = time.perf_counter()
     if which == "original":
-        used = [job.split.pairs[name] for name in sorted({tile.pair_id for tile in job.split.train_tiles})]
+        used = job.split.pairs_of(job.split.train_tiles)
         loader: DataLoader[Any] = DataLoader(
             OriginalDataset(used, job.config.crop), job.config.batch_size, shuffle=True
         )

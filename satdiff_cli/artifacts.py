@@ -1,5 +1,6 @@
 """The contract between steps: kinds, columns, manifests, and atomic writing."""
 
+import errno
 import hashlib
 import json
 import math
@@ -9,7 +10,7 @@ import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -26,6 +27,9 @@ Kind = Literal["composites", "run", "prediction", "export", "demo"]
 SCHEMA_VERSION = 1
 MANIFEST_NAME = "manifest.json"
 FOLDER_MARKS = (MANIFEST_NAME, "model.json")  # one of them lies in every folder that satdiff may replace
+IDENTITY_NAME = "identity.json"  # in a folder that is being made: what of
+LOCK_NAME = "lock"  # held by the process that makes it
+_OWN_NAMES = {IDENTITY_NAME, LOCK_NAME}
 PAIRS_CSV = "pairs.csv"
 PAIRS_REPORT_CSV = "pairs_report.csv"
 TILES_CSV = "tiles.csv"
@@ -122,9 +126,34 @@ def check_output(path: Path, *, overwrite: bool) -> None:
         raise OutputExistsError(f"{path} exists already", "add --overwrite to replace it, or choose another --out")
 
 
+def sync(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on disk, where a power cut cannot undo them."""
+    is_windows = os.name == "nt"  # there a folder cannot be synced, and a file only if open for writing
+    if is_windows and path.is_dir():
+        return
+    handle = os.open(path, os.O_RDWR if is_windows else os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in {errno.EINVAL, errno.ENOTSUP}:  # some network disks sync no folders
+            raise
+    finally:
+        os.close(handle)
+
+
+def sync_folder(folder: Path) -> None:
+    """Wait until a folder and all in it are on disk."""
+    for path in sorted(folder.rglob("*")):
+        if path.exists():  # a link may lead nowhere
+            sync(path)
+    sync(folder)
+
+
 @contextmanager
 def write_file(path: Path, *, overwrite: bool = True) -> Iterator[Path]:
     """Write a file beside its place and rename it into it when the block ends without an error.
+
+    It is on disk before it has its name, so a power cut leaves all of it or nothing.
 
     Raises:
         OutputExistsError: The file is there and ``overwrite`` is False.
@@ -137,7 +166,9 @@ def write_file(path: Path, *, overwrite: bool = True) -> Iterator[Path]:
     try:
         yield temporary
         temporary.chmod(0o644)
+        sync(temporary)
         temporary.replace(path)
+        sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -160,10 +191,129 @@ def write_folder(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+@dataclass(frozen=True)
+class PartialFolder:
+    """A folder that is being made, perhaps by several processes one after the other.
+
+    Attributes:
+        folder: Where it is made.
+        is_resumed: Whether it holds what an earlier process made of the same things.
+        changed: Names of what differs from what an earlier process made it of; all that one had made is gone.
+    """
+
+    folder: Path
+    is_resumed: bool
+    changed: tuple[str, ...] = ()
+
+
+def partial_path(path: Path) -> Path:
+    """Return where ``resume_folder`` makes a folder."""
+    return path.with_name(f".{path.name}.partial")
+
+
+@contextmanager
+def resume_folder(path: Path, identity: Mapping[str, Any], *, overwrite: bool) -> Iterator[PartialFolder]:
+    """Write a folder beside its place, go on where an earlier process was stopped, and rename it into its place.
+
+    If the block ends with an error, Ctrl-C included, what it wrote stays for the next time.
+
+    Args:
+        path: The folder.
+        identity: Everything that the result depends on, as plain values. What was begun with another one is deleted.
+        overwrite: Replace the folder if it is there.
+
+    Raises:
+        OutputExistsError: The folder is there and ``overwrite`` is False, or another process is making it.
+    """
+    folder = partial_path(path)
+    remove_marks(path)
+    check_output(path, overwrite=overwrite)
+    with _lock_folder(folder, path):
+        try:
+            check_output(path, overwrite=overwrite)  # by now the process that held the lock may have put it there
+            yield _continue_folder(folder, identity)
+        except BaseException:
+            if {item.name for item in folder.iterdir()} <= _OWN_NAMES:
+                shutil.rmtree(folder, ignore_errors=True)
+            raise
+        replace_folder(folder, path)
+        _unlink(path, _OWN_NAMES)  # not before: a process that is killed now would have to begin again
+    remove_leftovers(path)
+
+
+def remove_marks(path: Path) -> None:
+    """Remove from a finished folder what ``resume_folder`` wrote for itself, if it was killed on its last lines."""
+    if any((path / name).is_file() for name in FOLDER_MARKS):
+        _unlink(path, _OWN_NAMES)
+
+
+def _unlink(folder: Path, names: Iterable[str]) -> None:
+    for name in names:
+        (folder / name).unlink(missing_ok=True)
+
+
+@contextmanager
+def _lock_folder(folder: Path, path: Path) -> Iterator[None]:
+    """Make a folder, and keep other processes of satdiff out of it for as long as this one lives.
+
+    Raises:
+        OutputExistsError: Another process is in it.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        folder.mkdir(parents=True, exist_ok=True)
+        yield
+        return
+    lock = folder / LOCK_NAME
+    with ExitStack() as stack:
+        while True:
+            folder.mkdir(parents=True, exist_ok=True)
+            try:
+                stream = stack.enter_context(lock.open("ab"))
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise OutputExistsError(
+                    f"another satdiff predict is writing {path}", "wait until it ends, or choose another --out"
+                ) from None
+            except FileNotFoundError:
+                continue
+            except OSError as error:
+                if error.errno not in {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP}:  # some network disks know no locks
+                    raise
+            with suppress(FileNotFoundError):
+                # The process that held it may have moved its folder away, and the lock with it.
+                if os.path.samestat(os.fstat(stream.fileno()), lock.stat()):
+                    break
+        yield
+
+
+def _continue_folder(folder: Path, identity: Mapping[str, Any]) -> PartialFolder:
+    """Keep what a folder holds if it was made of the same things, else empty it."""
+    wanted = json.loads(_format_json(identity))
+    found: dict[str, Any] = {}
+    with suppress(ArtifactError):  # there is none yet, or its process was killed while emptying the folder
+        found = read_json(folder / IDENTITY_NAME)
+    if found == wanted:
+        is_resumed = any(item.name not in _OWN_NAMES for item in folder.iterdir())
+        return PartialFolder(folder, is_resumed)
+    (folder / IDENTITY_NAME).unlink(missing_ok=True)
+    for item in sorted(folder.iterdir()):
+        if item.is_dir():
+            shutil.rmtree(item)
+        elif item.name != LOCK_NAME:
+            item.unlink()
+    write_json(folder / IDENTITY_NAME, identity)
+    changed = sorted(name for name in found.keys() | wanted.keys() if found.get(name) != wanted.get(name))
+    return PartialFolder(folder, is_resumed=False, changed=tuple(changed) if found else ())
+
+
 def replace_folder(source: Path, target: Path) -> None:
     """Move a folder to its place; what lay there is set aside first and deleted last, so nothing is lost between."""
+    sync_folder(source)
     if not target.exists():
         source.rename(target)
+        sync(target.parent)
         return
     aside = Path(tempfile.mkdtemp(prefix=f".{target.name}-old-", dir=target.parent))
     target.rename(aside / target.name)
@@ -173,6 +323,7 @@ def replace_folder(source: Path, target: Path) -> None:
         (aside / target.name).rename(target)
         aside.rmdir()
         raise
+    sync(target.parent)
     shutil.rmtree(aside, ignore_errors=True)
 
 
@@ -192,8 +343,11 @@ def remove_leftovers(path: Path) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Write a value as indented JSON, atomically; NaN becomes null."""
     with write_file(path) as temporary:
-        text = json.dumps(replace_nan(value), indent=2, ensure_ascii=False, default=str)
-        temporary.write_text(text + "\n", encoding="utf-8")
+        temporary.write_text(_format_json(value) + "\n", encoding="utf-8")
+
+
+def _format_json(value: Any) -> str:
+    return json.dumps(replace_nan(value), indent=2, ensure_ascii=False, default=str)
 
 
 def replace_nan(value: Any) -> Any:

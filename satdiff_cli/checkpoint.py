@@ -1,6 +1,5 @@
 """Weights and model card: build a network from its card, save a run, load it again."""
 
-import difflib
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -14,8 +13,8 @@ from safetensors import SafetensorError
 from torch import nn
 
 from satdiff_cli import artifacts
-from satdiff_cli.config import AdaptBatchNorm
-from satdiff_cli.errors import ArtifactError, ConfigError, OutputError, WeightsError
+from satdiff_cli.config import AdaptBatchNorm, NumberFormat, Precision
+from satdiff_cli.errors import ArtifactError, ConfigError, OutputError, WeightsError, suggest
 from satdiff_cli.plugins import load_plugin
 from satdiff_cli.radiometry import Normalization
 
@@ -105,9 +104,8 @@ def suggest_encoder(name: str, own: Sequence[str]) -> str:
     if own:
         return f"choose one of --encoder {', '.join(own)}"
     known = smp.encoders.get_encoder_names()
-    near = [] if name in known or name.startswith("tu-") else difflib.get_close_matches(name, known, n=1)
-    guess = f"did you mean {near[0]}? " if near else ""
-    return f"{guess}encoders are those of satdiff train --list-encoders WORD, e.g. --encoder resnet34"
+    where = "encoders are those of satdiff train --list-encoders WORD, e.g. --encoder resnet34"
+    return where if name in known or name.startswith("tu-") else suggest(name, known, where)
 
 
 def describe(parameters: Mapping[str, Any]) -> str:
@@ -209,6 +207,11 @@ def family_name(run: str) -> str:
     return re.sub(r"_fold[^_]*$", "", run)
 
 
+def out_of_fold_name(run: str) -> str:
+    """Name the out-of-fold prediction of a run and those of the other folds: ``oof_siamese_x``."""
+    return f"{artifacts.OUT_OF_FOLD_PREFIX}{family_name(run)}"
+
+
 def list_family(runs: Sequence[Path]) -> list[Path]:
     """Return several runs as they are; for a single one all beside it that differ only by ``_fold<K>``."""
     if len(runs) != 1:
@@ -240,3 +243,16 @@ def supports_bf16(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return device.type == "cpu" and bool(torch.cpu._is_avx512_bf16_supported())
+
+
+def resolve_precision(precision: Precision, device: torch.device, *, is_training: bool = False) -> NumberFormat:
+    """Choose the number format to compute in; ``auto`` takes the fastest that is safe on the device.
+
+    Without native bf16 that is fp16 on a GPU, whose small range prediction stands and gradients may not: training
+    takes fp32 there.
+    """
+    if precision != "auto":
+        return precision
+    if supports_bf16(device):
+        return "bf16"
+    return "fp16" if device.type == "cuda" and not is_training else "fp32"

@@ -1,6 +1,5 @@
 """What defines an experiment, as frozen dataclasses; TOML in, dict out."""
 
-import difflib
 import math
 import tomllib
 from collections.abc import Mapping
@@ -9,13 +8,16 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, Self, Union, get_args, get_origin, get_type_hints
 
-from satdiff_cli.errors import ConfigError
+from satdiff_cli.errors import ConfigError, suggest
 
 Fusion = Literal["concat", "sum", "diff", "absdiff", "concat+absdiff", "early"]
 DifferenceInput = Literal["grey", "concat", "diff", "absdiff"]
 NormalizeKind = Literal["scene", "band", "fixed"]
 Tta = Literal["none", "flips", "d4"]
-Precision = Literal["auto", "bf16", "fp32"]
+Blend = Literal["hann", "gaussian", "flat"]
+Engine = Literal["local", "ray"]
+NumberFormat = Literal["bf16", "fp16", "fp32"]
+Precision = Literal["auto", NumberFormat]
 Optimizer = Literal["adam", "adamw", "sgd"]
 Schedule = Literal["exponential", "onecycle", "cosine"]
 AugmentKind = Literal["none", "light", "standard", "strong"]
@@ -205,8 +207,7 @@ def check_settings(kind: type[TrainConfig], values: Mapping[str, Any], *, source
     for key, value in values.items():
         name = key.replace("-", "_")
         if name not in names:
-            near = difflib.get_close_matches(name, names, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"known settings: {', '.join(names)}"
+            hint = suggest(name, names) or f"known settings: {', '.join(names)}"
             raise ConfigError(f"{source}: unknown setting {key!r}", hint)
         checked[name] = coerce_value(value, hints[name], label=f"{source}: {key}")
     return checked
@@ -221,9 +222,9 @@ def coerce_value(value: Any, expected: Any, *, label: str) -> Any:
     origin = get_origin(expected)
     if origin is Literal:
         if value not in get_args(expected):
-            near = difflib.get_close_matches(str(value), [str(choice) for choice in get_args(expected)], n=1)
-            hint = f"did you mean {near[0]}?" if near else ""
-            raise ConfigError(f"{label} is {value!r}, expected one of {', '.join(map(str, get_args(expected)))}", hint)
+            choices = [str(choice) for choice in get_args(expected)]
+            hint = suggest(str(value), choices)
+            raise ConfigError(f"{label} is {value!r}, expected one of {', '.join(choices)}", hint)
         return value
     if origin is tuple:
         if not isinstance(value, str | list | tuple):

@@ -143,7 +143,7 @@ def write_ensemble(
         with write_prediction(target, header, manifest) as writer:
             for done, pair_id in enumerate(header.pair_ids, start=1):
                 probability = average_pair(readers, config.weights, pair_id, geometric=config.geometric)
-                with writer.add(pair_id, header.grid(pair_id, probability.shape)) as output:
+                with writer.open(pair_id, header.grid(pair_id, probability.shape)) as output:
                     output.write_rows(0, probability[None])
                 on_done(done, len(header.pair_ids))
     return header

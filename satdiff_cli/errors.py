@@ -1,5 +1,8 @@
 """The errors that a person can cause, each with what is wrong and what to type next."""
 
+import difflib
+from collections.abc import Iterable, Sequence
+
 
 class SatdiffError(Exception):
     """Report a mistake in the input, the files or the command line.
@@ -15,6 +18,10 @@ class SatdiffError(Exception):
         super().__init__(message)
         self.message = message
         self.hint = hint
+
+    def __reduce__(self) -> tuple[type["SatdiffError"], tuple[str, str]]:
+        """Keep the hint on the way from one process to another."""
+        return type(self), (self.message, self.hint)
 
 
 class ConfigError(SatdiffError):
@@ -51,3 +58,24 @@ class UnsafePickleError(ArtifactError):
 
 class WeightsError(SatdiffError):
     """Weights are missing, or do not fit the network."""
+
+
+def suggest(name: str, known: Iterable[str], rest: str = "") -> str:
+    """Ask in a hint whether the nearest known name was meant, if any is near; the rest of the hint follows."""
+    near = difflib.get_close_matches(name, list(known), n=1)
+    return f"did you mean {near[0]}? {rest}".rstrip() if near else rest
+
+
+def require_known(what: str, name: str, known: Sequence[str]) -> None:
+    """Require a name to be one of those there are.
+
+    Args:
+        what: What it names, for the message: ``preset``.
+        name: The name that was given.
+        known: Those there are.
+
+    Raises:
+        ConfigError: It is none of them; the hint lists them, the nearest first.
+    """
+    if name not in known:
+        raise ConfigError(f"unknown {what} {name!r}", suggest(name, known, f"choose one of {', '.join(known)}"))

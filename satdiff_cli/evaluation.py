@@ -1,4 +1,4 @@
-"""Score a prediction against labels, per pair and pooled."""
+"""Score a prediction against labels, and measure whether its windows show; per pair and pooled."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,11 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from satdiff_cli import artifacts, catalog, raster
-from satdiff_cli.errors import ArtifactError, KeyMismatchError, RasterError
+from satdiff_cli.errors import ArtifactError, ConfigError, KeyMismatchError, RasterError
 from satdiff_cli.metrics import Confusion, ThresholdCurve, count_confusion
 from satdiff_cli.pairing import find_change_value, read_pairs
 from satdiff_cli.predictions import PredictionReader
 from satdiff_cli.probability import threshold_probability
+from satdiff_cli.seams import SEAM_LIMIT, Jumps, SeamError, measure_jumps
 
 
 @dataclass(frozen=True)
@@ -110,3 +111,97 @@ def evaluate_prediction(
         curve.add(probability, label)
     best = curve.best_threshold()
     return Evaluation(threshold, pairs, best, curve.confusion_at(best))
+
+
+@dataclass(frozen=True)
+class SeamReport:
+    """Whether the windows of a prediction show.
+
+    Attributes:
+        window: Side of a window [px].
+        overlap: Pixels shared by neighbouring windows [px].
+        pairs: Jumps of each pair.
+    """
+
+    window: int
+    overlap: int
+    pairs: Mapping[str, Jumps]
+
+    @property
+    def overall(self) -> Jumps:
+        """Jumps pooled over all pairs."""
+        return sum(self.pairs.values(), Jumps())
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON."""
+        return {
+            "window": self.window,
+            "overlap": self.overlap,
+            "limit": SEAM_LIMIT,
+            "overall": self.overall.as_dict(),
+            "pairs": {pair_id: jumps.as_dict() for pair_id, jumps in self.pairs.items()},
+        }
+
+    def require_seamless(self) -> None:
+        """Require that the windows do not show in all pairs together.
+
+        Raises:
+            SeamError: They do; the hint says what to predict with instead.
+        """
+        jumps = self.overall
+        if jumps.is_seamless:
+            return
+        half = self.window // 2
+        window, overlap = (
+            (self.window, min(half, max(2 * self.overlap, self.window // 4)))
+            if self.overlap < half
+            else (2 * self.window, self.window)
+        )
+        raise SeamError(
+            f"windows show: the probability jumps {jumps.ratio:.3f} times as much across their lines as elsewhere and "
+            f"{jumps.ratio_beside:.3f} times as much as one pixel beside them, expected at most {SEAM_LIMIT}",
+            f"predict with a larger overlap (it was {self.overlap} px): "
+            f"satdiff predict --window {window} --overlap {overlap} --overwrite",
+        )
+
+
+def read_windows(path: Path) -> tuple[int, int]:
+    """Read with which windows a prediction was made: their side and overlap [px].
+
+    Args:
+        path: The prediction's folder, or its pickle, which has the folder beside it.
+
+    Raises:
+        ArtifactError: The folder is not there, or is no prediction.
+        ConfigError: The prediction was not made window by window, as an ensemble.
+    """
+    folder = path if path.is_dir() else path.with_name(path.name.removesuffix(".pkl"))
+    if not folder.is_dir():
+        raise ArtifactError(
+            f"there is no folder {folder} beside {path} whose manifest says what windows it was made with",
+            "name a prediction of satdiff with its folder; satdiff predict makes one",
+        )
+    config = artifacts.read_manifest(folder, "prediction").config
+    if config.get("window") is None or config.get("overlap") is None:
+        sources = config.get("predictions")
+        raise ConfigError(
+            f"{path} {'averages several predictions' if sources else 'was not predicted window by window'}: "
+            "it has no windows of its own",
+            f"measure each that it was made from: satdiff evaluate {sources[0]} --seams"
+            if sources
+            else "satdiff predict makes a prediction window by window",
+        )
+    return int(config["window"]), int(config["overlap"])
+
+
+def measure_seams(reader: PredictionReader) -> SeamReport:
+    """Measure whether the windows of a prediction show, one pair at a time.
+
+    Raises:
+        ConfigError: The prediction was not made window by window.
+    """
+    window, overlap = read_windows(reader.path)
+    pairs = {
+        pair_id: measure_jumps(reader.read(pair_id), window, overlap) for pair_id in sorted(reader.header.pair_ids)
+    }
+    return SeamReport(window, overlap, pairs)

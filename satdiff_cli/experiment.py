@@ -34,6 +34,10 @@ class Split:
         """Name the sites of tiles, sorted."""
         return sorted({self.pairs[tile.pair_id].site_id for tile in tiles})
 
+    def pairs_of(self, tiles: Sequence[Tile]) -> list[Pair]:
+        """List the pairs of tiles, each once, sorted by id."""
+        return [self.pairs[pair_id] for pair_id in sorted({tile.pair_id for tile in tiles})]
+
 
 @dataclass(frozen=True)
 class Machine:
@@ -221,13 +225,13 @@ def make_card(config: TrainConfig, split: Split, run: str) -> ModelCard:
         ConfigError: Scenes differ in bands, or a band that is asked for is not there.
     """
     tiles = [*split.train_tiles, *split.validation_tiles]
-    bands = common_bands([split.pairs[pair_id] for pair_id in sorted({tile.pair_id for tile in tiles})], tiles)
+    bands = common_bands(split.pairs_of(tiles), tiles)
     is_grey = "input" in load_plugin("models", config.arch).PARAMETERS and config.input == "grey"
     channels = (GREY,) if is_grey else (config.use_bands or bands)
     normalization = Normalization(config.normalize, bands, tuple(channels))
     normalization.mixing_matrix()
     if config.normalize == "fixed":
-        training = [split.pairs[pair_id] for pair_id in sorted({tile.pair_id for tile in split.train_tiles})]
+        training = split.pairs_of(split.train_tiles)
         normalization = replace(normalization, **fixed_statistics(training, normalization))
     parameters = {"encoder": config.encoder, "decoder": config.decoder, "fusion": config.fusion, "input": config.input}
     used = load_plugin("models", config.arch).PARAMETERS

@@ -1,13 +1,12 @@
 """Losses for a change network by name, alone or added up; only pixels with a known label count."""
 
-import difflib
 import math
 
 import segmentation_models_pytorch as smp
 import torch
 from torch import Tensor, nn
 
-from satdiff_cli.errors import ConfigError
+from satdiff_cli.errors import ConfigError, suggest
 from satdiff_cli.probability import LABEL_IGNORE
 
 LOSSES = ("dice", "bce", "focal", "tversky", "focal_tversky", "lovasz")
@@ -37,9 +36,7 @@ def _parse_term(term: str, spec: str) -> tuple[float, str]:
     if not name:
         raise ConfigError(f"loss {spec!r} has an empty term", "write names joined by +: --loss dice+bce")
     if name not in LOSSES:
-        near = difflib.get_close_matches(name, LOSSES, n=1)
-        known = f"known losses: {', '.join(LOSSES)}"
-        hint = f"did you mean {near[0]}? {known}" if near else known
+        hint = suggest(name, LOSSES, f"known losses: {', '.join(LOSSES)}")
         raise ConfigError(f"loss {spec!r}: unknown loss {name!r}", hint)
     try:
         weight = float(weight_text) if star else 1.0

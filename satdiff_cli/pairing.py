@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 
 from satdiff_cli import artifacts, catalog, compositing, raster
 from satdiff_cli.catalog import Catalog, CatalogOptions, Scene, ScenePair
+from satdiff_cli.cluster import map_on_cluster
 from satdiff_cli.compositing import CompositeSummary
 from satdiff_cli.errors import ArtifactError, CatalogError, ConfigError, RasterError
 from satdiff_cli.plugins import list_plugins, load_plugin
@@ -112,6 +114,7 @@ def build_composites(
     config: PairingConfig,
     *,
     workers: int,
+    cluster: str | None = None,
     on_done: Callable[[PairOutcome], None],
 ) -> list[PairOutcome]:
     """Write composites and labels of all pairs into a folder, several at a time.
@@ -123,6 +126,7 @@ def build_composites(
         folder: Where ``<pair_id>.tif`` and ``labels/<pair_id>.tif`` go.
         config: Settings.
         workers: Pairs built at a time.
+        cluster: Address of a Ray cluster that builds them, empty for one on this machine; None for threads.
         on_done: Called after each pair.
 
     Returns:
@@ -131,13 +135,15 @@ def build_composites(
     (folder / artifacts.LABELS_DIR).mkdir()
     change_value = find_change_value([pair.label for pair in found.pairs if pair.label], config.label_values)
 
-    def build(pair: ScenePair) -> PairOutcome:
-        outcome = build_pair(pair, folder, config, change_value=change_value)
-        on_done(outcome)
-        return outcome
-
+    build = partial(build_pair, folder=folder, config=config, change_value=change_value)
+    if cluster is not None:
+        return map_on_cluster(build, found.pairs, address=cluster, on_done=on_done)
+    outcomes = []
     with ThreadPoolExecutor(max_workers=workers) as pool:
-        return list(pool.map(build, found.pairs))
+        for outcome in pool.map(build, found.pairs):
+            on_done(outcome)
+            outcomes.append(outcome)
+    return outcomes
 
 
 def build_pair(pair: ScenePair, folder: Path, config: PairingConfig, *, change_value: int) -> PairOutcome:

@@ -1,12 +1,11 @@
 """List plug-ins by file name without importing them; load one by its name."""
 
-import difflib
 import importlib
 from pathlib import Path
 from types import ModuleType
 from typing import Literal
 
-from satdiff_cli.errors import ConfigError
+from satdiff_cli.errors import require_known
 
 PluginKind = Literal["formats", "models", "outputs"]
 
@@ -24,10 +23,5 @@ def load_plugin(kind: PluginKind, name: str) -> ModuleType:
     Raises:
         ConfigError: There is no such plug-in; the hint lists those there are.
     """
-    names = list_plugins(kind)
-    if name not in names:
-        singular = kind.removesuffix("s")
-        near = difflib.get_close_matches(name, names, n=1)
-        guess = f"did you mean {near[0]}? " if near else ""
-        raise ConfigError(f"unknown {singular} {name!r}", f"{guess}choose one of {', '.join(names)}")
+    require_known(kind.removesuffix("s"), name, list_plugins(kind))
     return importlib.import_module(f"satdiff_cli.{kind}.{name}")

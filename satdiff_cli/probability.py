@@ -39,10 +39,19 @@ def encode_runs(mask: NDArray[np.uint8]) -> str:
 
     ``[[0, 1], [1, 1]]`` read down the columns is 0 1 1 1: one run that starts at pixel 2 and is 3 long, ``"2 3"``.
     """
-    columns = np.concatenate([[0], mask.T.reshape(-1) != 0, [0]]).astype(np.int8)
-    edges = np.flatnonzero(np.diff(columns))
-    starts, ends = edges[::2], edges[1::2]
-    return " ".join(f"{start + 1} {end - start}" for start, end in zip(starts, ends, strict=True))
+    if mask.size == 0:
+        return ""
+    height, width = mask.shape
+    is_set = mask != 0
+    # An edge is a pixel that differs from the one before it down the columns. Whole rows are compared as they lie in
+    # memory and only the edges, few in a map of change, are put into column order: nothing is transposed.
+    rows, cols = np.divmod(np.flatnonzero(is_set[1:] != is_set[:-1]), width)
+    before_top = np.concatenate([[False], is_set[-1, :-1]])  # above a column's top lies the bottom of the one before
+    tops = np.flatnonzero(is_set[0] != before_top)
+    end = [mask.size] if is_set[-1, -1] else []  # a run that reaches the last pixel ends behind it
+    edges = np.sort(np.concatenate([cols * height + rows + 1, tops * height, np.array(end, dtype=np.intp)]))
+    runs = np.stack([edges[::2] + 1, edges[1::2] - edges[::2]], axis=1)
+    return " ".join(map(str, runs.ravel().tolist()))
 
 
 def decode_runs(text: str, shape: tuple[int, int]) -> NDArray[np.uint8]:

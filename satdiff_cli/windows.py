@@ -1,15 +1,17 @@
 """Plan windows over a grid and blend window results back; cutting and blending are inverses. Pure."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Literal
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from satdiff_cli.config import Blend
 from satdiff_cli.errors import ConfigError
 
-Blend = Literal["hann", "flat"]
+GAUSSIAN_SIGMA = 1 / 6  # of a window's side
 
 
 @dataclass(frozen=True, order=True)
@@ -45,111 +47,167 @@ def plan_starts(length: int, size: int, overlap: int) -> list[int]:
 
 def plan_windows(height: int, width: int, *, size: int, overlap: int) -> list[Window]:
     """Plan windows of at most size × size px over a grid, row by row; windows never leave the grid."""
-    return [
-        Window(row, col, min(size, height), min(size, width))
-        for row in plan_starts(height, size, overlap)
-        for col in plan_starts(width, size, overlap)
-    ]
+    return WindowPlan((height, width), size, overlap).windows()
 
 
-def taper(length: int, overlap: int, *, is_first: bool, is_last: bool, blend: Blend) -> NDArray[np.float32]:
+def taper(length: int, overlap: int, *, is_first: bool, is_last: bool, blend: Blend) -> NDArray[np.float64]:
     """Weigh the pixels of a window along one axis.
 
-    Weights fall towards a neighbouring window over the overlap and stay 1 towards the scene's own border, where no
-    neighbour would take over.
+    ``hann`` falls towards a neighbouring window over the overlap and stays 1 towards the scene's own border, where no
+    neighbour would take over; ``gaussian`` falls from the middle with a standard deviation of a sixth of the window;
+    ``flat`` is 1 everywhere.
 
     Returns:
-        float32 (length,), in (0, 1].
+        float64 (length,), in (0, 1].
     """
-    weights = np.ones(length, dtype=np.float32)
+    if blend == "gaussian":
+        offsets = (np.arange(length) + 0.5 - length / 2) / (GAUSSIAN_SIGMA * length)
+        return np.exp(-0.5 * offsets**2)
+    weights = np.ones(length)
     ramp_px = min(overlap, length)
     if blend == "flat" or ramp_px == 0:
         return weights
     # Sampled between the pixels' borders, so that no weight is 0 and the two ramps of a plain overlap sum to 1.
     ramp = np.sin(0.5 * np.pi * (np.arange(ramp_px) + 0.5) / ramp_px) ** 2
     if not is_first:
-        weights[:ramp_px] *= ramp.astype(np.float32)
+        weights[:ramp_px] *= ramp
     if not is_last:
-        weights[length - ramp_px :] *= ramp[::-1].astype(np.float32)
+        weights[length - ramp_px :] *= ramp[::-1]
     return weights
 
 
-def window_weights(
-    window: Window, shape: tuple[int, int], *, overlap: int, blend: Blend = "hann"
-) -> NDArray[np.float32]:
-    """Weigh the pixels of a window for blending on a grid of the given shape.
+def share_pixels(starts: list[int], length: int, size: int, overlap: int, blend: Blend) -> list[NDArray[np.float64]]:
+    """Share each pixel of an axis among the windows that see it.
+
+    Without an overlap a pixel belongs to the first window that covers it, also where the last one was moved inward.
 
     Returns:
-        float32 (window height, window width), in (0, 1].
+        For each window float64 (min(size, length),) in [0, 1]; at every pixel they sum to 1.
     """
-    height, width = shape
-    rows = taper(
-        window.height,
-        overlap,
-        is_first=window.row == 0,
-        is_last=window.row + window.height == height,
-        blend=blend,
-    )
-    cols = taper(
-        window.width,
-        overlap,
-        is_first=window.col == 0,
-        is_last=window.col + window.width == width,
-        blend=blend,
-    )
-    return np.outer(rows, cols)
+    side = min(size, length)
+    total = np.zeros(length)
+    parts = []
+    for start in starts:
+        part = taper(side, overlap, is_first=start == 0, is_last=start + side == length, blend=blend)
+        if overlap == 0:
+            part = np.where(total[start : start + side] > 0, 0.0, part)
+        total[start : start + side] += part
+        parts.append(part)
+    return [part / total[start : start + side] for start, part in zip(starts, parts, strict=True)]
+
+
+@dataclass(frozen=True)
+class WindowPlan:
+    """Say how a grid is cut into windows and how their results are blended.
+
+    Attributes:
+        shape: Height and width of the grid [px].
+        size: Side of a window [px].
+        overlap: Pixels shared by neighbouring windows [px].
+        blend: Shape of the weights.
+    """
+
+    shape: tuple[int, int]
+    size: int
+    overlap: int
+    blend: Blend = "hann"
+
+    @property
+    def window_shape(self) -> tuple[int, int]:
+        """Height and width of every window [px]: all are of one size."""
+        height, width = self.shape
+        return min(self.size, height), min(self.size, width)
+
+    @cached_property
+    def rows(self) -> list[int]:
+        """First rows of the windows."""
+        return plan_starts(self.shape[0], self.size, self.overlap)
+
+    @cached_property
+    def cols(self) -> list[int]:
+        """First columns of the windows."""
+        return plan_starts(self.shape[1], self.size, self.overlap)
+
+    def windows(self, first_row: int = 0, last_row: int | None = None) -> list[Window]:
+        """List the windows that see a row of ``first_row`` … ``last_row - 1``, row by row."""
+        height, width = self.window_shape
+        last_row = self.shape[0] if last_row is None else last_row
+        return [
+            Window(row, col, height, width)
+            for row in self.rows
+            if row < last_row and row + height > first_row
+            for col in self.cols
+        ]
+
+    def weights(self) -> tuple[dict[int, NDArray[np.float64]], dict[int, NDArray[np.float64]]]:
+        """Return the weights along the rows and along the columns by where windows start.
+
+        A window's weight at a pixel is their product. Over all windows the weights of a pixel sum to 1.
+        """
+        height, width = self.shape
+        rows = share_pixels(self.rows, height, self.size, self.overlap, self.blend)
+        cols = share_pixels(self.cols, width, self.size, self.overlap, self.blend)
+        return dict(zip(self.rows, rows, strict=True)), dict(zip(self.cols, cols, strict=True))
 
 
 class RowBlender:
     """Blend window results into rows, holding no more than the rows that later windows still touch.
 
-    Windows come in the order of ``plan_windows``. Rows that no later window can reach are handed out by ``add`` and
-    ``finish`` and forgotten.
+    Windows come in the order of ``WindowPlan.windows``; of one that is left out, which counts as 0, ``advance`` must be
+    told. Rows that no later window can reach are handed out and forgotten. Works on arrays of numpy as on tensors,
+    wherever these lie.
 
     Args:
-        shape: Height and width of the whole grid [px].
+        plan: How windows were planned.
         channels: Channels of a result.
-        size: Window side that the windows were planned with [px].
-        overlap: Overlap that the windows were planned with [px].
-        blend: Shape of the weights.
+        first_row: First row that is wanted.
+        last_row: Row after the last one that is wanted; all rows without it.
+        convert: Turns an array of numpy into the kind that results are.
     """
 
     def __init__(
-        self, shape: tuple[int, int], channels: int, *, size: int, overlap: int, blend: Blend = "hann"
+        self,
+        plan: WindowPlan,
+        channels: int,
+        *,
+        first_row: int = 0,
+        last_row: int | None = None,
+        convert: Callable[[NDArray[np.floating]], Any] = lambda array: array,
     ) -> None:
-        self._shape = shape
-        self._overlap = overlap
-        self._blend: Blend = blend
-        self._first_row = 0
-        band_height = min(size, shape[0])
-        # Far from a window's centre weights are tiny: sums of float32 would lose the last digits of the image.
-        self._sum = np.zeros((channels, band_height, shape[1]))
-        self._weight = np.zeros((band_height, shape[1]))
+        self._row = first_row
+        self._last_row = plan.shape[0] if last_row is None else last_row
+        # Sums of many float32, as where more than four windows see a pixel, would lose the image's last digits.
+        dtype = np.float64 if 2 * plan.overlap > plan.size else np.float32
+        self._sum = convert(np.zeros((channels, plan.window_shape[0], plan.shape[1]), dtype))
+        rows, cols = plan.weights()
+        self._row_weights = {start: convert(weights[:, None].astype(dtype)) for start, weights in rows.items()}
+        self._col_weights = {start: convert(weights.astype(dtype)) for start, weights in cols.items()}
 
-    def add(self, window: Window, values: NDArray[np.float32]) -> Iterator[tuple[int, NDArray[np.float32]]]:
-        """Add the result of one window, (channels, height, width).
+    def advance(self, window: Window) -> Iterator[tuple[int, Any]]:
+        """Yield first row and blended values of the rows that this window shows to be finished.
 
-        Yields:
-            First row and blended values (channels, rows, W) of the rows that this window shows to be finished.
+        They are (channels, rows, W) and float32, or float64 where windows overlap by more than half.
         """
-        if window.row > self._first_row:
-            yield self._first_row, self._take_rows(window.row - self._first_row)
-        weights = window_weights(window, self._shape, overlap=self._overlap, blend=self._blend)
-        rows = slice(window.row - self._first_row, window.row - self._first_row + window.height)
-        cols = slice(window.col, window.col + window.width)
-        self._sum[:, rows, cols] += weights.astype(np.float64) * values
-        self._weight[rows, cols] += weights
+        if window.row > self._row:
+            yield self._row, self._take_rows(window.row - self._row)
 
-    def finish(self) -> Iterator[tuple[int, NDArray[np.float32]]]:
+    def add(self, window: Window, values: Any) -> Iterator[tuple[int, Any]]:
+        """Add the result of one window, float32 (channels, height, width); yields as ``advance`` does."""
+        yield from self.advance(window)
+        above = self._row - window.row  # rows of the window that lie above what is wanted
+        weights = self._row_weights[window.row][above:] * self._col_weights[window.col]
+        part = self._sum[:, : window.height - above, window.col : window.col + window.width]
+        part += weights * values[:, above:]
+
+    def finish(self) -> Iterator[tuple[int, Any]]:
         """Hand out the rows that are left."""
-        remaining = self._shape[0] - self._first_row
-        yield self._first_row, self._take_rows(remaining)
+        if self._row < self._last_row:
+            yield self._row, self._take_rows(self._last_row - self._row)
 
-    def _take_rows(self, count: int) -> NDArray[np.float32]:
-        blended = (self._sum[:, :count] / self._weight[:count]).astype(np.float32)
-        self._sum[:, :-count] = self._sum[:, count:]
-        self._weight[:-count] = self._weight[count:]
-        self._sum[:, -count:] = 0
-        self._weight[-count:] = 0
-        self._first_row += count
+    def _take_rows(self, count: int) -> Any:
+        # numpy and torch share no name for a copy, but both make one to add 0.
+        blended, left = self._sum[:, :count] + 0, self._sum[:, count:] + 0
+        self._sum[:] = 0
+        self._sum[:, : left.shape[1]] = left
+        self._row += count
         return blended

@@ -13,7 +13,8 @@ from torch import nn
 
 from satdiff_cli import checkpoint, pairing, raster
 from satdiff_cli.config import AdaptBatchNorm
-from satdiff_cli.inference import InferenceConfig, Predictor, find_adapted, read_moments
+from satdiff_cli.inference import InferenceConfig, Predictor
+from satdiff_cli.inference.engine import find_adapted, read_moments
 from satdiff_cli.metrics import ThresholdCurve
 from satdiff_cli.windows import Window
 

@@ -1,8 +1,11 @@
 """The contract between steps: nothing half-written, nothing of the wrong kind, every join on a key."""
 
+import contextlib
 import json
 import stat
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -118,6 +121,120 @@ def test_a_folder_that_cannot_be_moved_in_leaves_the_old_one(tmp_path: Path) -> 
         artifacts.replace_folder(tmp_path / "missing", tmp_path / "run")
     assert names_in(tmp_path / "run") == ["old.txt"]
     assert names_in(tmp_path) == ["run"]
+
+
+def test_what_has_its_name_is_on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, synced = tmp_path / "x", []
+    monkeypatch.setattr(artifacts, "sync", lambda item: synced.append((item.name, path.exists())))
+    with artifacts.write_file(path) as temporary:
+        pass
+    assert synced == [(temporary.name, False), (tmp_path.name, True)]
+    path.unlink()
+    synced.clear()
+    with artifacts.write_folder(path) as temporary:
+        (temporary / "sub").mkdir()
+        (temporary / "sub" / "a").touch()
+        (temporary / "link").symlink_to("nowhere")
+    assert synced == [("sub", False), ("a", False), (temporary.name, False), (tmp_path.name, True)]
+
+
+def test_syncing_takes_files_and_folders(tmp_path: Path) -> None:
+    (tmp_path / "a").touch(mode=0o444)
+    artifacts.sync(tmp_path / "a")
+    artifacts.sync(tmp_path)
+    with pytest.raises(FileNotFoundError):
+        artifacts.sync(tmp_path / "b")
+
+
+class Stop(BaseException):
+    """Stands for whatever ends a step early."""
+
+
+def begin(path: Path, identity: Mapping[str, Any], *names: str, overwrite: bool = False) -> artifacts.PartialFolder:
+    """Begin a folder, write files into it and stop; return what was there before."""
+    with contextlib.suppress(Stop), artifacts.resume_folder(path, identity, overwrite=overwrite) as partial:
+        for name in names:
+            (partial.folder / name).parent.mkdir(exist_ok=True)
+            (partial.folder / name).touch()
+        raise Stop
+    return partial
+
+
+IDENTITY = {"run": "a", "sizes": (3, 5), "threshold": float("nan"), "path": Path("x")}
+
+
+def test_a_folder_that_was_stopped_is_gone_on_with(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "x"
+    assert begin(path, IDENTITY, "a.tif") == artifacts.PartialFolder(path.with_name(".x.partial"), is_resumed=False)
+    assert names_in(path.parent) == [".x.partial"]
+    assert begin(path, IDENTITY) == artifacts.PartialFolder(path.with_name(".x.partial"), is_resumed=True)
+    artifacts.remove_leftovers(path)
+    with artifacts.resume_folder(path, dict(reversed(IDENTITY.items())), overwrite=False) as partial:
+        assert partial.is_resumed
+        assert not path.exists()
+        (partial.folder / "b.tif").touch()
+    assert names_in(path) == ["a.tif", "b.tif"]
+    assert names_in(path.parent) == ["x"]
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_folder_that_was_stopped_empty_is_removed(tmp_path: Path, overwrite: bool) -> None:
+    assert not begin(tmp_path / "x", IDENTITY, overwrite=overwrite).is_resumed
+    assert names_in(tmp_path) == []
+
+
+def test_what_was_made_of_something_else_is_deleted_and_what_differs_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "x"
+    begin(path, {"run": "a", "tta": "d4", "same": 1}, "a.tif", "sub/b.tif")
+    partial = begin(path, {"run": "b", "window": 3, "same": 1}, "c.tif")
+    assert (partial.is_resumed, partial.changed) == (False, ("run", "tta", "window"))
+    assert names_in(partial.folder) == ["c.tif", artifacts.IDENTITY_NAME, artifacts.LOCK_NAME]
+    (partial.folder / artifacts.IDENTITY_NAME).write_text("{", encoding="utf-8")
+    partial = begin(path, {"run": "b", "window": 3, "same": 1})
+    assert (partial.is_resumed, partial.changed) == (False, ())
+    assert names_in(tmp_path) == []
+
+
+def test_two_processes_do_not_make_the_same_folder(tmp_path: Path) -> None:
+    path = tmp_path / "x"
+    with artifacts.resume_folder(path, IDENTITY, overwrite=False) as partial:
+        (partial.folder / artifacts.MANIFEST_NAME).touch()
+        with (
+            pytest.raises(OutputExistsError, match=r"another satdiff predict is writing .*x") as caught,
+            artifacts.resume_folder(path, {}, overwrite=True),
+        ):
+            pytest.fail("the block must not run")
+        assert "wait" in caught.value.hint
+        assert names_in(partial.folder) == [artifacts.IDENTITY_NAME, artifacts.LOCK_NAME, artifacts.MANIFEST_NAME]
+    assert names_in(path) == [artifacts.MANIFEST_NAME]
+    with artifacts.resume_folder(path, {}, overwrite=True) as partial:
+        assert not partial.is_resumed
+        (partial.folder / "b.tif").touch()
+    assert names_in(path) == ["b.tif"]
+
+
+def test_a_resumed_folder_is_replaced_only_when_asked(tmp_path: Path) -> None:
+    path = tmp_path / "x"
+    with artifacts.write_folder(path) as temporary:
+        (temporary / artifacts.MANIFEST_NAME).touch()
+    with pytest.raises(OutputExistsError, match="exists already"), artifacts.resume_folder(path, {}, overwrite=False):
+        pytest.fail("the block must not run")
+    assert names_in(tmp_path) == ["x"]
+    begin(path, {}, "a.tif", overwrite=True)
+    assert names_in(path) == [artifacts.MANIFEST_NAME]
+
+
+def test_marks_of_a_process_that_was_killed_on_its_last_lines_are_removed(tmp_path: Path) -> None:
+    path = tmp_path / "x"
+    path.mkdir()
+    for name in (artifacts.IDENTITY_NAME, artifacts.LOCK_NAME):
+        (path / name).touch()
+    artifacts.remove_marks(path)
+    assert names_in(path) == [artifacts.IDENTITY_NAME, artifacts.LOCK_NAME], "nothing says that these are ours"
+    (path / artifacts.MANIFEST_NAME).touch()
+    artifacts.remove_marks(path)
+    assert names_in(path) == [artifacts.MANIFEST_NAME]
+    artifacts.remove_marks(tmp_path / "none")
 
 
 def test_a_manifest_survives_writing_and_reading(tmp_path: Path) -> None:

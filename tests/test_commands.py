@@ -24,11 +24,12 @@ from PIL import Image
 from safetensors.numpy import load_file
 from torch import Tensor, nn
 
-from satdiff_cli import artifacts, checkpoint, inference, pairing, raster
+from satdiff_cli import artifacts, checkpoint, pairing, raster
 from satdiff_cli.checkpoint import ModelCard
 from satdiff_cli.commands.demo import name_scenes, place_grid
 from satdiff_cli.config import Tta
 from satdiff_cli.inference import InferenceConfig, Predictor
+from satdiff_cli.inference.engine import VIEWS
 from satdiff_cli.probability import decode_runs
 from satdiff_cli.radiometry import Normalization
 
@@ -386,7 +387,7 @@ CARD = ModelCard("siamese", {}, Normalization("scene", BANDS, BANDS))
 
 
 def predict_with(model: nn.Module, path: Path, *, window: int, overlap: int, tta: Tta = "none") -> NDArray[np.float32]:
-    config = InferenceConfig(window, overlap, tta, batch_size=3, precision="fp32")
+    config = InferenceConfig(window, overlap, tta=tta, batch_size=3, precision="fp32")
     predictor = Predictor(model, CARD, config, torch.device("cpu"))
     with raster.Composite(path) as composite:
         rows = [values for _, values in predictor.predict_rows(composite)]
@@ -423,7 +424,7 @@ def test_views_of_a_symmetric_network_change_nothing(project_root: Path, tta: Tt
 
 @pytest.mark.parametrize(("tta", "views"), [("flips", 4), ("d4", 8)])
 def test_views_are_all_different_and_turned_back(project_root: Path, tta: Tta, views: int) -> None:
-    assert len(set(inference.VIEWS[tta])) == views
+    assert len(set(VIEWS[tta])) == views
     path = project_root / "data" / "composites" / f"{pair_id(0)}.tif"
     # A slope seen from both sides is level, and so is its mean over the views, in both directions.
     found = predict_with(Slope(), path, window=512, overlap=0, tta=tta)

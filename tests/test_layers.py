@@ -21,7 +21,7 @@ VERBS = sorted(command.name or command.callback.__name__ for command in app.regi
 
 # For each library the modules, or folders ending in "/", that may import it.
 ALLOWED = {
-    "torch": ("models/", "samples.py", "losses.py", "checkpoint.py", "pretrained.py", "training/", "inference.py"),
+    "torch": ("models/", "samples.py", "losses.py", "checkpoint.py", "pretrained.py", "training/", "inference/"),
     "segmentation_models_pytorch": (
         "models/",
         "samples.py",
@@ -29,11 +29,12 @@ ALLOWED = {
         "checkpoint.py",
         "pretrained.py",
         "training/",
-        "inference.py",
+        "inference/",
     ),
     "albumentations": ("augmentation.py",),
     "lightning": ("training/",),
-    "rasterio": ("raster.py",),
+    "rasterio": ("raster/",),
+    "ray": ("cluster.py",),
     "typer": ("cli.py", "commands/"),
     "rich": ("cli.py", "commands/"),
 }
@@ -53,9 +54,9 @@ HEAVY = (
 # The layers of DESIGN.md, lowest first; a module or package imports from its own layer and those below.
 LAYERS = (
     ("errors",),
-    ("config", "plugins", "presets"),
-    ("catalog", "windows", "radiometry", "probability", "metrics"),
-    ("raster", "artifacts", "plain_pickle", "predictions", "tables", "compositing", "ensembling"),
+    ("config", "plugins", "presets", "cluster"),
+    ("catalog", "windows", "seams", "radiometry", "probability", "metrics"),
+    ("raster", "artifacts", "rowstore", "plain_pickle", "predictions", "tables", "compositing", "ensembling"),
     ("pairing", "tiling", "augmentation", "losses", "samples", "checkpoint", "pretrained", "experiment"),
     ("training", "inference", "evaluation", "submission"),
 )

@@ -1,31 +1,41 @@
 """Predictions: what is written is read back, as a folder and as a pickle; ensembles join on ids."""
 
 import contextlib
+import json
 import os
 import pickle
+import shutil
+import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from command_line import snapshot
 from numpy.typing import NDArray
 
 from satdiff_cli import artifacts, raster
 from satdiff_cli.artifacts import Manifest
 from satdiff_cli.ensembling import EnsembleConfig, average_pair, parse_weights, write_ensemble
 from satdiff_cli.errors import ArtifactError, ConfigError, KeyMismatchError, OutputExistsError, UnsafePickleError
+from satdiff_cli.plain_pickle import load_frame
 from satdiff_cli.predictions import (
     ORIGINAL_THRESHOLD,
     PredictionHeader,
+    PredictionWriter,
     Target,
     choose_threshold,
     list_predictions,
     open_prediction,
     resolve_prediction,
+    resume_prediction,
+    write_frame,
     write_prediction,
 )
 from satdiff_cli.raster import Grid
+from satdiff_cli.windows import Window
 
 SHAPES = {"b": (5, 9), "a": (7, 4), "c": (1, 1)}  # neither in the order of the ids nor square
 HALF_STEP = 0.5 / 65534 + 1e-7
@@ -139,15 +149,62 @@ def test_a_pair_without_a_valid_pixel_is_nan(tmp_path: Path) -> None:
     assert_maps_close(read_maps(target.pickle), maps, atol=0)
 
 
-def test_pairs_come_in_the_order_of_the_header(tmp_path: Path) -> None:
+def test_pairs_are_written_in_any_order_and_several_at_a_time(tmp_path: Path) -> None:
+    maps = render_maps()
+    header = PredictionHeader(tuple(maps), "tiny", 0.3)
+    target = Target(tmp_path / "tiny")
+    with write_prediction(target, header, Manifest("prediction")) as writer, contextlib.ExitStack() as stack:
+        outputs = {item: stack.enter_context(writer.open(item, place(maps[item].shape))) for item in ("c", "a", "b")}
+        assert not any(map(writer.is_finished, maps))
+        for item, output in outputs.items():
+            output.write_rows(0, maps[item][None])
+    assert_maps_close(read_maps(target.folder), maps, atol=HALF_STEP)
+    assert_maps_close(read_maps(target.pickle), maps, atol=2**-11)
+    with open_prediction(target.pickle) as reader:
+        assert reader.header.pair_ids == tuple(maps)
+
+
+def test_a_pair_that_the_header_lacks_and_one_that_is_not_written_are_an_error(tmp_path: Path) -> None:
+    target = Target(tmp_path / "x")
     header = PredictionHeader(("b", "a"))
     with (
-        pytest.raises(ValueError, match="a is not the next pair"),
-        write_prediction(Target(tmp_path / "x"), header, Manifest("prediction")) as writer,
-        writer.add("a", Grid(2, 3)),
+        pytest.raises(ValueError, match="c is not in the header"),
+        write_prediction(target, header, Manifest("prediction")) as writer,
     ):
-        pass
+        writer.open("c", Grid(2, 3))
+    with (
+        pytest.raises(ValueError, match=r"holds \['a'\], its header names \['a', 'b'\]"),
+        write_prediction(target, header, Manifest("prediction")) as writer,
+        writer.open("a", Grid(2, 3)) as output,
+    ):
+        output.write_rows(0, np.zeros((1, 2, 3), np.float32))
     assert names_in(tmp_path) == []
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 9), (300, 1), (257, 2050), (40, 5000)])
+@pytest.mark.parametrize("classes", [1, 3])
+def test_a_frame_is_what_pickle_makes_of_the_array(tmp_path: Path, shape: tuple[int, int], classes: int) -> None:
+    values = np.random.default_rng(0).random((classes, *shape)).astype(np.float32)
+    values[0, 0, 0], values[:, -1, -1] = np.nan, 1
+    with raster.ProbabilityWriter(tmp_path / "p.tif", Grid(*shape), classes=classes) as writer:
+        writer.write_rows(0, values)
+    path = tmp_path / "frames"
+    with path.open("wb") as out:
+        out.write(pickle.dumps("before", protocol=4))
+        write_frame(out, tmp_path / "p.tif")
+        out.write(pickle.dumps("behind", protocol=4))
+    with raster.open_probability(tmp_path / "p.tif") as reader:
+        expected = reader.read(Window(0, 0, *shape)).astype(np.float16)
+    expected = expected[0] if classes == 1 else expected
+    for load in (pickle.load, lambda stream: load_frame(stream, path)):
+        with path.open("rb") as stream:
+            assert load(stream) == "before"
+            array = load(stream)
+            assert load(stream) == "behind"
+            assert stream.read() == b""
+        again = pickle.loads(pickle.dumps(expected, protocol=4))
+        np.testing.assert_array_equal(array, again)
+        assert (array.dtype, array.shape, array.flags.c_contiguous) == (again.dtype, again.shape, True)
 
 
 def test_a_prediction_that_breaks_off_leaves_the_old_one_and_nothing_else(tmp_path: Path) -> None:
@@ -185,6 +242,185 @@ def test_replacing_a_prediction_by_one_without_pickle_leaves_no_old_pickle(tmp_p
     assert list_predictions(tmp_path) == [tmp_path / "tiny"]
 
 
+IDENTITY = {"weights": "abc", "settings": {"window": 512}}
+
+
+class Stop(BaseException):
+    """Stands for whatever ends a prediction early."""
+
+
+def begin(
+    target: Target, maps: Maps, identity: Mapping[str, Any] = IDENTITY
+) -> contextlib.AbstractContextManager[PredictionWriter]:
+    return resume_prediction(target, PredictionHeader(tuple(maps), "tiny", 0.3), Manifest("prediction"), identity)
+
+
+def write_some(target: Target, maps: Maps, rows: Mapping[str, int]) -> None:
+    """Write so many rows of pairs and stop; pairs of which all rows are there are finished."""
+    with contextlib.suppress(Stop), begin(target, maps) as writer:
+        for pair_id, last in rows.items():
+            with contextlib.suppress(ValueError), writer.open(pair_id, place(maps[pair_id].shape)) as output:
+                output.write_rows(0, maps[pair_id][None, :last])
+        raise Stop
+
+
+def go_on(target: Target, maps: Maps) -> dict[str, list[tuple[int, int]]]:
+    """Write what is missing, and return which rows of which pairs that was."""
+    written = {}
+    with begin(target, maps) as writer:
+        for pair_id, values in maps.items():
+            if not writer.is_finished(pair_id):
+                with writer.open(pair_id, place(values.shape)) as output:
+                    written[pair_id] = output.missing()
+                    for first, last in output.missing():
+                        output.write_rows(first, values[None, first:last])
+        writer.inputs.append({"path": "a.tif"})
+    return written
+
+
+def test_a_prediction_that_was_stopped_goes_on_where_it_was(tmp_path: Path) -> None:
+    maps = render_maps()
+    target = Target(tmp_path / "tiny")
+    write_some(target, maps, {"b": 5, "a": 3})
+    assert names_in(tmp_path) == [".tiny.partial"]
+    assert list_predictions(tmp_path) == []
+    with contextlib.suppress(Stop), begin(target, maps) as writer:
+        assert (writer.is_resumed, writer.changed) == (True, ())
+        assert [writer.is_finished(item) for item in maps] == [True, False, False]
+        assert [writer.has_rows(item) for item in maps] == [True, True, False]
+        (writer.folder / ".notes").touch()
+        raise Stop
+    assert go_on(target, maps) == {"a": [(3, 7)], "c": [(0, 1)]}
+    assert names_in(tmp_path) == ["tiny", "tiny.pkl"]
+    assert names_in(target.folder) == ["a.tif", "b.tif", "c.tif", "manifest.json"]
+    assert_maps_close(read_maps(target.folder), maps, atol=HALF_STEP)
+    assert_maps_close(read_maps(target.pickle), maps, atol=2**-11)
+    assert artifacts.read_manifest(target.folder, "prediction").inputs == [{"path": "a.tif"}]
+
+
+def test_a_prediction_that_was_stopped_before_anything_was_done_leaves_nothing(tmp_path: Path) -> None:
+    with contextlib.suppress(Stop), begin(Target(tmp_path / "tiny"), render_maps()) as writer:
+        (writer.folder / ".inputs.jsonl").touch()
+        (writer.folder / ".b.rows").touch()
+        raise Stop
+    assert names_in(tmp_path) == []
+
+
+def test_work_on_something_else_is_not_gone_on_with(tmp_path: Path) -> None:
+    maps = render_maps()
+    target = Target(tmp_path / "tiny")
+    write_some(target, maps, {"b": 5})
+    with contextlib.suppress(Stop), begin(target, maps, IDENTITY | {"weights": "xyz"}) as writer:
+        assert (writer.is_resumed, writer.changed) == (False, ("weights",))
+        assert not writer.has_rows("b")
+        raise Stop
+    assert go_on(target, maps) == {"b": [(0, 5)], "a": [(0, 7)], "c": [(0, 1)]}
+
+
+def test_a_pair_is_forgotten_and_no_other(tmp_path: Path) -> None:
+    maps = render_maps(shapes={"a": (4, 3), "a.b": (4, 3), "ab": (4, 3)})
+    target = Target(tmp_path / "tiny")
+    write_some(target, maps, {"a": 4, "a.b": 2, "ab": 2})
+    with contextlib.suppress(Stop), begin(target, maps) as writer:
+        writer.path("a").unlink()
+        (writer.folder / ".a.level1.rows.0-4").touch()
+        assert [writer.has_rows(item) for item in maps] == [True, True, True]
+        writer.forget("a")
+        assert [writer.has_rows(item) for item in maps] == [False, True, True]
+        raise Stop
+    assert go_on(target, maps) == {"a": [(0, 4)], "a.b": [(2, 4)], "ab": [(2, 4)]}
+
+
+def test_resuming_replaces_a_prediction_only_when_asked(tmp_path: Path) -> None:
+    old, maps = render_maps(1), render_maps()
+    target = write_maps(tmp_path / "tiny", old)
+    with pytest.raises(OutputExistsError):
+        go_on(target, maps)
+    (tmp_path / "tiny").rename(tmp_path / "moved")
+    with pytest.raises(OutputExistsError, match=r"tiny\.pkl"):
+        go_on(target, maps)
+    (tmp_path / "moved").rename(tmp_path / "tiny")
+    assert names_in(tmp_path) == ["tiny", "tiny.pkl"]
+    write_some(Target(target.folder, overwrite=True), maps, {"b": 5})
+    assert_maps_close(read_maps(target.folder), old, atol=HALF_STEP)
+    assert_maps_close(read_maps(target.pickle), old, atol=2**-11)
+    go_on(Target(target.folder, overwrite=True), maps)
+    assert_maps_close(read_maps(target.folder), maps, atol=HALF_STEP)
+    assert_maps_close(read_maps(target.pickle), maps, atol=2**-11)
+    go_on(Target(target.folder, with_pickle=False, overwrite=True), maps)
+    assert names_in(tmp_path) == ["tiny"]
+
+
+# Predicts in processes of its own, each of which kills itself before the n-th change of a name in its folder.
+KILLED = """
+import json, os, sys
+from pathlib import Path
+import numpy as np
+from satdiff_cli.artifacts import Manifest
+from satdiff_cli.errors import OutputExistsError
+from satdiff_cli.predictions import PredictionHeader, Target, resume_prediction
+from satdiff_cli.raster import Grid
+
+def predict(place, is_new):
+    target = Target(place / "tiny", overwrite=not is_new)
+    with resume_prediction(target, PredictionHeader(("b", "a")), Manifest("prediction", created="now"), {}) as writer:
+        for pair_id, shape in (("b", (6, 5)), ("a", (3, 4))):
+            if not writer.is_finished(pair_id):
+                with writer.open(pair_id, Grid(*shape)) as output:
+                    values = np.linspace(0, 1, shape[0] * shape[1], dtype=np.float32).reshape(1, *shape)
+                    for first, last in output.missing():
+                        for row in range(first, last, 2):
+                            output.write_rows(row, values[:, row : min(row + 2, last)])
+
+def count(function, left):
+    def call(*args, **options):
+        left[0] -= 1
+        if left[0] < 0:
+            os.kill(os.getpid(), 9)
+        return function(*args, **options)
+    return call
+
+for place, steps, is_new in json.loads(sys.stdin.read()):
+    pid = os.fork()
+    if pid:
+        print(json.dumps(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])))
+        continue
+    left = [steps]
+    for name in ("replace", "rename", "unlink", "mkdir", "rmdir"):
+        setattr(os, name, count(getattr(os, name), left))
+    try:
+        predict(Path(place), is_new)
+    except OutputExistsError:
+        os._exit(3)
+    os._exit(0)
+"""
+
+
+@pytest.mark.parametrize("is_new", [True, False])
+def test_a_prediction_killed_at_any_step_goes_on_to_the_same_result(tmp_path: Path, is_new: bool) -> None:
+    def predict(jobs: Sequence[tuple[Path, int]]) -> list[int]:
+        text = json.dumps([(str(folder), steps, is_new) for folder, steps in jobs])
+        done = subprocess.run([sys.executable, "-c", KILLED], input=text, capture_output=True, text=True, check=True)
+        return list(map(int, done.stdout.split()))
+
+    assert predict([(tmp_path / "whole", 1000)]) == [0]
+    expected = snapshot(tmp_path / "whole")
+    jobs = [(tmp_path / f"killed{steps}", steps) for steps in range(is_new, 60, 2)]
+    for folder, _ in jobs if not is_new else ():
+        shutil.copytree(tmp_path / "whole", folder)
+        (folder / "tiny.pkl").write_bytes(b"older")
+        (folder / "tiny" / "older.tif").touch()
+    codes = predict(jobs)
+    assert 15 < codes.count(-9) < 30
+    for folder, _ in jobs:
+        if is_new and (folder / "tiny").exists():  # what exists is complete
+            assert expected.items() <= snapshot(folder).items()
+    assert set(predict([(folder, 1000) for folder, _ in jobs])) <= {0, 3}
+    for (folder, steps), code in zip(jobs, codes, strict=True):
+        assert snapshot(folder) == expected, (steps, code)
+        assert names_in(folder) == ["tiny", "tiny.pkl"], (steps, code)
+
+
 def test_a_target_is_named_by_its_folder_or_its_pickle(tmp_path: Path) -> None:
     assert Target.at(tmp_path / "v1.5").pickle == tmp_path / "v1.5.pkl"
     assert Target.at(tmp_path / "v1.5.pkl").folder == tmp_path / "v1.5"
@@ -194,8 +430,10 @@ def test_a_truncated_pickle_says_how_many_pairs_are_there(tmp_path: Path) -> Non
     maps = render_maps()
     path = write_maps(tmp_path / "tiny", maps).pickle
     whole = path.read_bytes()
-    last_frame = len(pickle.dumps(maps["c"].astype(np.float16), protocol=4))
-    path.write_bytes(whole[:-last_frame])
+    with path.open("rb") as stream:
+        for _ in range(3):  # the header and two pairs
+            pickle.load(stream)
+        path.write_bytes(whole[: stream.tell()])
     with open_prediction(path) as reader:
         np.testing.assert_allclose(reader.read("a"), maps["a"], atol=2**-11)
         with pytest.raises(ArtifactError, match="breaks off: 2 of its 3 pairs"):

@@ -103,7 +103,13 @@ def test_a_row_and_a_column_of_a_mask_that_is_not_square_are_told_apart() -> Non
         (np.zeros((1, 1), np.uint8), ""),
         (np.ones((1, 1), np.uint8), "1 1"),
         (np.full((2, 3), 255, np.uint8), "1 6"),
+        (np.array([[0, 7], [255, 0]], np.uint8), "2 2"),  # what is not 0 is change, whatever its value
+        (np.ones((1, 4), np.uint8), "1 4"),
+        (np.ones((4, 1), np.uint8), "1 4"),
+        (np.array([[1, 0, 0, 1]], np.uint8), "1 1 4 1"),
+        (np.array([[1], [0], [0], [1]], np.uint8), "1 1 4 1"),
         (np.zeros((0, 4), np.uint8), ""),
+        (np.zeros((4, 0), np.uint8), ""),
     ],
 )
 def test_runs_of_the_extremes(mask: NDArray[np.uint8], text: str) -> None:
@@ -116,6 +122,53 @@ def test_decoding_runs_restores_the_mask(mask: NDArray[np.uint8]) -> None:
     restored = decode_runs(encode_runs(mask), mask.shape)
     assert restored.dtype == np.uint8
     np.testing.assert_array_equal(restored, mask)
+
+
+def write_runs_pixel_by_pixel(mask: NDArray[np.uint8]) -> str:
+    """Walk down the columns one by one, as the rules of the competition say it."""
+    runs: list[list[int]] = []
+    previous = 0
+    for position, value in enumerate((mask[row, col] for col in range(mask.shape[1]) for row in range(len(mask))), 1):
+        if value and not previous:
+            runs.append([position, 0])
+        if value:
+            runs[-1][1] += 1
+        previous = value
+    return " ".join(f"{start} {length}" for start, length in runs)
+
+
+@given(MASKS, st.sampled_from(["plain", "turned", "stepped"]))
+def test_runs_are_those_of_a_walk_down_the_columns(mask: NDArray[np.uint8], layout: str) -> None:
+    mask = {"plain": mask, "turned": mask.T, "stepped": mask[::2, ::-1]}[layout]
+    before = mask.copy()
+    assert encode_runs(mask) == write_runs_pixel_by_pixel(mask)
+    np.testing.assert_array_equal(mask, before)
+
+
+@pytest.mark.parametrize("columns", [slice(0, 2), slice(1, 3), slice(3, 5), slice(0, 5)])
+def test_a_run_goes_on_from_the_bottom_of_a_column_at_the_top_of_the_next(columns: slice) -> None:
+    mask = np.zeros((3, 5), np.uint8)
+    mask[:, columns] = 1
+    mask[0, columns.start], mask[-1, columns.stop - 1] = 0, 0
+    text = f"{3 * columns.start + 2} {3 * (columns.stop - columns.start) - 2}"
+    assert encode_runs(mask) == text == write_runs_pixel_by_pixel(mask)
+
+
+@pytest.mark.parametrize("rowcol", [(0, 0), (0, 4), (2, 0), (2, 4), (1, 3)])
+def test_one_pixel_is_one_run_wherever_it_lies(rowcol: tuple[int, int]) -> None:
+    mask = np.zeros((3, 5), np.uint8)
+    mask[rowcol] = 1
+    row, col = rowcol
+    assert encode_runs(mask) == f"{3 * col + row + 1} 1"
+
+
+def test_runs_of_a_large_mask_with_blobs_are_those_of_a_walk() -> None:
+    rng = np.random.default_rng(0)
+    mask = np.zeros((301, 407), np.uint8)
+    for row, col, height, width in rng.integers([0, 0, 1, 1], [300, 400, 40, 40], (25, 4)):
+        mask[row : row + height, col : col + width] = 1
+    assert encode_runs(mask) == write_runs_pixel_by_pixel(mask)
+    np.testing.assert_array_equal(decode_runs(encode_runs(mask), mask.shape), mask)
 
 
 @given(MASKS)

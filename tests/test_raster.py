@@ -1,6 +1,8 @@
 """Composites and probability rasters, reopened with rasterio after they were written."""
 
 import json
+import resource
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,17 +11,20 @@ import numpy as np
 import pytest
 import rasterio
 from numpy.typing import NDArray
+from rasterio._env import get_gdal_config
 from rasterio.enums import ColorInterp
 from rasterio.transform import Affine, from_origin
 from rasterio.warp import transform
+from rio_cogeo.cogeo import cog_validate
 from scipy import ndimage
 from skimage.registration import phase_cross_correlation
 
 from satdiff_cli import compositing, raster
 from satdiff_cli.catalog import Scene
 from satdiff_cli.compositing import CompositeSummary
-from satdiff_cli.errors import ConfigError, RasterError
+from satdiff_cli.errors import ConfigError, OutputError, RasterError
 from satdiff_cli.pairing import read_label
+from satdiff_cli.probability import encode_probability
 from satdiff_cli.raster import Composite, Grid, ProbabilityWriter
 from satdiff_cli.windows import Window
 
@@ -155,6 +160,93 @@ def test_windows_and_previews_of_a_composite_are_read(tmp_path: Path) -> None:
         assert pixels.shape == (8, 12, 17)
         assert valid.shape == (12, 17)
         assert composite.read_preview(1000)[0].shape == (8, *SHAPE)
+
+
+def write_holes(folder: Path, shape: tuple[int, int]) -> Path:
+    """Write a composite of two bands a date in which about half of the pixels are not valid."""
+    rng = np.random.default_rng(0)
+    for name in ("b", "a"):
+        mask = rng.random(shape) < 0.7
+        mask[: shape[0] // 3] = True
+        pixels = np.where(mask, rng.integers(1, 1000, (2, *shape)), 60000).astype(np.uint16)
+        write_tif(folder / f"{name}.tif", pixels, utm_grid(shape), mask=mask)
+    return stack(folder / "b.tif", folder / "a.tif")[0]
+
+
+def read_at(path: Path, shape: tuple[int, int], step: int, **options: Any) -> tuple[Pixels, NDArray[np.bool_]]:
+    """Read a composite made smaller, some rows at a time; pixels that are not valid become 0."""
+    windows = [Window(row, 0, min(step, shape[0] - row), shape[1]) for row in range(0, shape[0], step)]
+    with Composite(path, **options) as composite:
+        parts = [composite.read_at(window, shape) for window in windows]
+    valid = np.concatenate([part for _, part in parts])
+    return np.where(valid, np.concatenate([pixels for pixels, _ in parts], axis=1), 0), valid
+
+
+@pytest.mark.parametrize("factor", [2, 5])
+def test_a_composite_made_smaller_is_the_mean_of_its_valid_pixels(tmp_path: Path, factor: int) -> None:
+    path = write_holes(tmp_path, (600, 530))
+    pixels, valid = read_all(path)
+    blocks = (600 // factor, factor, 530 // factor, factor)
+    share = valid.reshape(blocks).mean(axis=(1, 3))
+    total = np.where(valid, pixels, 0).reshape(4, *blocks).sum(axis=(2, 4), dtype=np.int64)
+    found, is_valid = read_at(path, (blocks[0], blocks[2]), step=1000)
+    np.testing.assert_array_equal(is_valid, share >= 0.5)
+    expected = np.where(is_valid, total / np.maximum(valid.reshape(blocks).sum(axis=(1, 3)), 1), 0)
+    np.testing.assert_allclose(found, expected, atol=0.5)
+    assert 0.1 < is_valid.mean() < 1
+
+
+@pytest.mark.parametrize("overviews", [[], [2, 4]])
+@pytest.mark.parametrize("shape", [(600, 530), (300, 265), (299, 137), (599, 529), (1, 1), (77, 1), (1, 77)])
+def test_a_composite_made_smaller_does_not_depend_on_how_its_rows_are_read(
+    tmp_path: Path, shape: tuple[int, int], overviews: list[int]
+) -> None:
+    path = write_holes(tmp_path, (600, 530))
+    if overviews:
+        with rasterio.open(path, "r+") as dataset:
+            dataset.build_overviews(overviews, rasterio.enums.Resampling.average)
+    pixels, valid = read_at(path, shape, step=1000)
+    assert (pixels.shape, valid.shape) == ((4, *shape), shape)
+    for step in (37, 256, 300):
+        found, is_valid = read_at(path, shape, step=step)
+        np.testing.assert_array_equal(found, pixels)
+        np.testing.assert_array_equal(is_valid, valid)
+
+
+def test_a_window_of_a_composite_made_smaller_is_that_part_of_it(tmp_path: Path) -> None:
+    path = write_holes(tmp_path, (600, 530))
+    window = Window(130, 100, 80, 165)
+    with Composite(path) as composite:
+        pixels, valid = composite.read_at(Window(0, 0, 300, 265), (300, 265))
+        part, is_valid = composite.read_at(window, (300, 265))
+    np.testing.assert_array_equal(is_valid, valid[window.slices])
+    np.testing.assert_array_equal(part[:, is_valid], pixels[(slice(None), *window.slices)][:, is_valid])
+
+
+def test_several_threads_read_the_same_pixels_as_one(tmp_path: Path) -> None:
+    path = write_holes(tmp_path, (600, 530))
+    for shape in ((600, 530), (300, 265)):
+        for found, expected in zip(
+            read_at(path, shape, step=200, num_threads=3), read_at(path, shape, step=200), strict=True
+        ):
+            np.testing.assert_array_equal(found, expected)
+
+
+def test_the_cache_is_bound_in_all_threads_and_as_it_was_afterwards() -> None:
+    def ask() -> int:
+        answer: list[int] = []
+        thread = threading.Thread(target=lambda: answer.append(get_gdal_config("GDAL_CACHEMAX")))
+        thread.start()
+        thread.join()
+        return answer[0]
+
+    before = ask()
+    with raster.bound_cache():
+        assert ask() == raster.CACHE_BYTES
+        with raster.bound_cache(2**20):
+            assert ask() == 2**20
+        assert ask() == raster.CACHE_BYTES
+    assert ask() == before
 
 
 def test_crops_of_one_larger_scene_pass_through_bit_for_bit_where_both_cover(tmp_path: Path) -> None:
@@ -723,10 +815,114 @@ def test_a_probability_raster_of_one_pixel_without_georeferencing_is_read_back(t
     assert not raster.read_grid(tmp_path / "p.tif").is_georeferenced
 
 
-def test_rows_that_are_never_written_are_not_valid(tmp_path: Path) -> None:
-    with ProbabilityWriter(tmp_path / "p.tif", Grid(4, 7)) as writer:
-        writer.write_rows(1, np.zeros((1, 2, 7), np.float32))
-    assert np.isnan(raster.read_probability(tmp_path / "p.tif")).sum(axis=1).tolist() == [7, 0, 0, 7]
+def test_rows_that_are_never_written_are_an_error_and_the_others_are_kept(tmp_path: Path) -> None:
+    path = tmp_path / "p.tif"
+    values = np.random.default_rng(0).random((1, 4, 7)).astype(np.float32)
+    assert make_writer(path).missing() == [(0, 4)]
+    with pytest.raises(ValueError, match=r"p\.tif lacks the rows \[\(0, 1\), \(3, 4\)\]"), make_writer(path) as writer:
+        writer.write_rows(1, values[:, 1:3])
+    assert not path.exists()
+    with make_writer(path) as writer:
+        assert writer.missing() == [(0, 1), (3, 4)]
+        writer.write_encoded(3, encode_probability(values[:, 3:]))
+        writer.write_rows(0, values[:, :1])
+    np.testing.assert_allclose(raster.read_probability(path), values[0], atol=1e-5)
+    assert [item.name for item in tmp_path.iterdir()] == ["p.tif"]
+
+
+def make_writer(path: Path) -> ProbabilityWriter:
+    return ProbabilityWriter(path, Grid(4, 7))
+
+
+@pytest.mark.parametrize("mistake", [OSError, KeyboardInterrupt])
+def test_an_error_leaves_the_rows_for_a_later_writer(tmp_path: Path, mistake: type[BaseException]) -> None:
+    path = tmp_path / "p.tif"
+    make_writer(path).write_rows(0, np.zeros((1, 4, 7), np.float32))
+    with pytest.raises(mistake), make_writer(path):
+        raise mistake
+    assert not path.exists()
+    with make_writer(path) as writer:
+        assert writer.missing() == []
+    assert not np.isnan(raster.read_probability(path)).any()
+
+
+def write_probability(path: Path, values: NDArray[np.float32], grid: Grid, **options: Any) -> Path:
+    """Write a probability (classes, H, W) in two blocks, the lower one first."""
+    middle = grid.height // 2
+    with ProbabilityWriter(path, grid, classes=len(values), **options) as writer:
+        writer.write_rows(middle, values[:, middle:])
+        if middle:
+            writer.write_rows(0, values[:, :middle])
+    return path
+
+
+@pytest.mark.parametrize("classes", [1, 3])
+@pytest.mark.parametrize("shape", [(1, 1), (1, 40), (257, 3), (256, 256), (512, 300), (1, 2000), (1300, 700)])
+def test_a_probability_raster_is_a_cloud_optimized_geotiff(
+    tmp_path: Path, shape: tuple[int, int], classes: int
+) -> None:
+    values = np.random.default_rng(0).random((classes, *shape)).astype(np.float32)
+    values[:, 0, 0] = np.nan
+    path = write_probability(tmp_path / "p & ü.v1.tif", values, utm_grid(shape), tags={"SATDIFF_RUN": "<a> & ü"})
+    is_valid, errors, warned = cog_validate(path, strict=True, quiet=True)
+    assert (is_valid, errors, warned) == (True, [], [])
+    assert [item.name for item in tmp_path.iterdir()] == [path.name]
+    names = ("probability of change",) if classes == 1 else ("class 0", "class 1", "class 2")
+    with rasterio.open(path) as dataset:
+        assert dataset.descriptions == names
+        assert dataset.scales == (pytest.approx(1 / 65534),) * classes
+        assert dataset.nodatavals == (65535,) * classes
+        assert dataset.tags()["SATDIFF_RUN"] == "<a> & ü"
+        assert (max(shape) <= 256) == (dataset.overviews(1) == [])
+    with raster.open_probability(path) as reader:
+        assert reader.classes == classes
+        assert reader.grid.is_same(utm_grid(shape))
+        np.testing.assert_allclose(reader.read(Window(0, 0, *shape)), values, atol=1e-5)
+        corner = Window(shape[0] // 3, shape[1] // 3, 1, 1)
+        np.testing.assert_allclose(reader.read(corner), values[(slice(None), *corner.slices)], atol=1e-5)
+    np.testing.assert_allclose(raster.read_probability(path), values[0], atol=1e-5)
+
+
+def test_overviews_are_the_mean_of_the_valid_pixels_alone(tmp_path: Path) -> None:
+    shape = (600, 514)
+    values = np.random.default_rng(0).random((1, *shape)).astype(np.float32)
+    values[:, ::2, ::2] = np.nan
+    values[:, :100] = np.nan
+    write_probability(tmp_path / "p.tif", values, utm_grid(shape))
+    with rasterio.open(tmp_path / "p.tif", OVERVIEW_LEVEL=0) as dataset:
+        overview = dataset.read(masked=True).filled(0) / 65534
+        is_valid = dataset.dataset_mask() > 0
+    blocks = values[0, 100:].reshape(250, 2, 257, 2)
+    assert not is_valid[:50].any()
+    assert is_valid[50:].all()
+    np.testing.assert_allclose(overview[0, 50:], np.nanmean(blocks, axis=(1, 3)), atol=2e-5)
+
+
+def test_a_probability_raster_without_georeferencing_has_none(tmp_path: Path) -> None:
+    write_probability(tmp_path / "p.tif", np.ones((1, 3, 5), np.float32), Grid(3, 5))
+    assert not raster.read_grid(tmp_path / "p.tif").is_georeferenced
+    assert cog_validate(tmp_path / "p.tif", strict=True, quiet=True)[0]
+
+
+@pytest.mark.parametrize("limit", [10_000, 250_000, 500_000])
+def test_a_probability_raster_that_finds_no_space_is_reported_and_its_rows_are_kept(tmp_path: Path, limit: int) -> None:
+    values = np.random.default_rng(0).random((1, 500, 600)).astype(np.float32)
+    writer = ProbabilityWriter(tmp_path / "p.tif", Grid(500, 600))
+    writer.write_rows(0, values)
+    (tmp_path / "p.tif").write_text("older", encoding="utf-8")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+    try:
+        with pytest.raises(OutputError, match=r"cannot write p\.tif.* MB are free") as caught, writer:
+            pass
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert "free some space" in caught.value.hint
+    assert sorted(item.name for item in tmp_path.iterdir()) == [".p.rows", ".p.rows.0-500", "p.tif"]
+    assert (tmp_path / "p.tif").read_text(encoding="utf-8") == "older"
+    with writer:
+        pass
+    np.testing.assert_allclose(raster.read_probability(tmp_path / "p.tif"), values[0], atol=1e-5)
 
 
 def test_another_raster_is_no_probability(tmp_path: Path) -> None:

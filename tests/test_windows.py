@@ -8,10 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from satdiff_cli.config import Blend
 from satdiff_cli.errors import ConfigError
-from satdiff_cli.windows import Blend, RowBlender, Window, plan_starts, plan_windows, taper, window_weights
+from satdiff_cli.windows import RowBlender, Window, WindowPlan, plan_starts, plan_windows, taper
 
-BLENDS: tuple[Blend, ...] = ("hann", "flat")
+BLENDS: tuple[Blend, ...] = ("hann", "gaussian", "flat")
 # Sides on both sides of the window's, one pixel included.
 SIDES = st.integers(1, 90)
 
@@ -32,10 +33,16 @@ def blend_windows(
 ) -> Iterator[tuple[int, NDArray[np.float32]]]:
     """Cut an image (channels, H, W) into windows and blend them again."""
     channels, height, width = image.shape
-    blender = RowBlender((height, width), channels, size=size, overlap=overlap, blend=blend)
-    for window in plan_windows(height, width, size=size, overlap=overlap):
+    plan = WindowPlan((height, width), size, overlap, blend)
+    blender = RowBlender(plan, channels)
+    for window in plan.windows():
         yield from blender.add(window, image[(slice(None), *window.slices)])
     yield from blender.finish()
+
+
+def window_weights(window: Window, plan: WindowPlan) -> NDArray[np.float64]:
+    rows, cols = plan.weights()
+    return np.outer(rows[window.row], cols[window.col])
 
 
 def stack_rows(parts: Iterator[tuple[int, NDArray[np.float32]]]) -> NDArray[np.float32]:
@@ -104,7 +111,7 @@ def test_blend_of_cut_windows_restores_the_image(
     shape, size, overlap = plan
     image = render_noise(channels, shape)
     restored = stack_rows(blend_windows(image, size=size, overlap=overlap, blend=blend))
-    assert restored.dtype == np.float32
+    assert restored.dtype == (np.float64 if 2 * overlap > size else np.float32)
     np.testing.assert_allclose(restored, image, rtol=0, atol=1e-6)
     corners = (slice(None), slice(None, None, max(1, shape[0] - 1)), slice(None, None, max(1, shape[1] - 1)))
     np.testing.assert_allclose(restored[corners], image[corners], rtol=0, atol=1e-6)
@@ -129,32 +136,45 @@ def test_a_constant_comes_out_constant_and_stays_a_probability(
 
 
 def test_a_scene_smaller_than_the_window_is_one_window_without_taper() -> None:
-    assert plan_windows(20, 31, size=64, overlap=32) == [Window(0, 0, 20, 31)]
-    weights = window_weights(Window(0, 0, 20, 31), (20, 31), overlap=32)
-    np.testing.assert_array_equal(weights, np.ones((20, 31), np.float32))
+    plan = WindowPlan((20, 31), 64, 32)
+    assert plan.windows() == [Window(0, 0, 20, 31)]
+    np.testing.assert_array_equal(window_weights(plan.windows()[0], plan), np.ones((20, 31)))
+
+
+@given(plans(), st.sampled_from(BLENDS))
+@settings(deadline=None)
+def test_the_weights_of_a_pixel_sum_to_one(plan: tuple[tuple[int, int], int, int], blend: Blend) -> None:
+    shape, size, overlap = plan
+    total = np.zeros(shape)
+    windows = WindowPlan(shape, size, overlap, blend)
+    for window in windows.windows():
+        weights = window_weights(window, windows)
+        assert weights.min() >= 0
+        total[window.slices] += weights
+    np.testing.assert_allclose(total, 1, rtol=0, atol=1e-6)
 
 
 def test_weights_do_not_taper_at_the_border_of_the_scene() -> None:
-    shape, size, overlap = (100, 150), 64, 16
-    for window in plan_windows(*shape, size=size, overlap=overlap):
-        weights = window_weights(window, shape, overlap=overlap)
+    plan = WindowPlan((100, 150), 64, 16)
+    for window in plan.windows():
+        weights = window_weights(window, plan)
         row = 0 if window.row == 0 else -1
         col = 0 if window.col == 0 else -1
         assert window.row in (0, 36)
         if window.col in (0, 86):
             assert weights[row, col] == 1  # the scene's corner
         else:
-            assert weights[row, size // 2] == 1
+            assert weights[row, plan.size // 2] == 1
             assert weights[row, 0] < 0.01
             assert weights[row, -1] < 0.01
 
 
 def test_weights_fall_towards_a_neighbour_and_are_never_zero() -> None:
-    weights = window_weights(Window(48, 48, 64, 64), (300, 400), overlap=16)
+    plan = WindowPlan((304, 400), 64, 16)
+    weights = window_weights(Window(48, 48, 64, 64), plan)
     assert weights.shape == (64, 64)
-    assert weights.dtype == np.float32
     assert weights.min() > 0
-    assert weights.max() == 1
+    assert weights.max() == pytest.approx(1)
     assert (np.diff(weights[32, :17]) > 0).all()
     assert (np.diff(weights[32, -17:]) < 0).all()
 
@@ -163,19 +183,44 @@ def test_weights_fall_towards_a_neighbour_and_are_never_zero() -> None:
 def test_two_ramps_of_a_plain_overlap_sum_to_one(overlap: int) -> None:
     left = taper(20, overlap, is_first=True, is_last=False, blend="hann")
     right = taper(20, overlap, is_first=False, is_last=True, blend="hann")
-    np.testing.assert_allclose(left[-overlap:] + right[:overlap], 1, atol=1e-6)
+    np.testing.assert_allclose(left[-overlap:] + right[:overlap], 1, atol=1e-12)
 
 
-def test_flat_weights_are_one_everywhere() -> None:
-    weights = window_weights(Window(48, 48, 64, 60), (300, 400), overlap=16, blend="flat")
-    np.testing.assert_array_equal(weights, np.ones((64, 60), np.float32))
+def test_gaussian_weights_have_a_standard_deviation_of_a_sixth_of_the_window() -> None:
+    weights = taper(600, 300, is_first=False, is_last=False, blend="gaussian")
+    assert weights.max() == pytest.approx(1, abs=1e-4)
+    assert weights[300 + 100] / weights[300] == pytest.approx(np.exp(-0.5), abs=0.01)
+    np.testing.assert_array_equal(weights, weights[::-1])
+
+
+def test_flat_weights_are_equal_shares() -> None:
+    plan = WindowPlan((64, 90), 64, 38, "flat")
+    assert plan.cols == [0, 26]
+    weights = window_weights(Window(0, 0, 64, 64), plan)
+    np.testing.assert_array_equal(weights[:, :26], 1)
+    np.testing.assert_array_equal(weights[:, 26:], 0.5)
+
+
+@pytest.mark.parametrize("blend", BLENDS)
+def test_without_overlap_every_pixel_is_of_one_window(blend: Blend) -> None:
+    plan = WindowPlan((70, 64), 32, 0, "flat" if blend == "gaussian" else blend)
+    found = np.zeros((1, 70, 64), np.float32)
+    blender = RowBlender(plan, 1)
+    parts = []
+    for number, window in enumerate(plan.windows()):
+        parts += list(blender.add(window, np.full((1, window.height, window.width), number, np.float32)))
+    for first_row, rows in [*parts, *blender.finish()]:
+        found[:, first_row : first_row + rows.shape[1]] = rows
+    np.testing.assert_array_equal(np.unique(found), np.arange(6))
+    assert (found[0, 64:, :32] == 4).all()  # only the rows that no window above covers
+    assert (found[0, 32:64, :32] == 2).all()
 
 
 def test_a_seam_between_windows_that_disagree_is_a_ramp_and_no_step() -> None:
-    shape, overlap = (32, 48), 16
-    blender = RowBlender(shape, 1, size=32, overlap=overlap)
+    plan = WindowPlan((32, 48), 32, 16)
+    blender = RowBlender(plan, 1)
     parts = []
-    for window in plan_windows(*shape, size=32, overlap=overlap):
+    for window in plan.windows():
         values = np.full((1, 32, 32), float(window.col > 0), np.float32)
         parts += list(blender.add(window, values))
     blended = np.concatenate([rows for _, rows in [*parts, *blender.finish()]], axis=1)[0]
@@ -184,15 +229,37 @@ def test_a_seam_between_windows_that_disagree_is_a_ramp_and_no_step() -> None:
     assert 0 < np.abs(np.diff(blended[5])).max() < 0.15
 
 
+@given(plans(), st.sampled_from(BLENDS), st.integers(0, 89), st.integers(0, 89))
+@settings(deadline=None)
+def test_some_rows_alone_are_the_same_bit_for_bit(
+    plan: tuple[tuple[int, int], int, int], blend: Blend, first: int, count: int
+) -> None:
+    shape, size, overlap = plan
+    first = min(first, shape[0] - 1)
+    last = min(shape[0], first + 1 + count)
+    image = render_noise(2, shape)
+    windows = WindowPlan(shape, size, overlap, blend)
+    blender = RowBlender(windows, 2, first_row=first, last_row=last)
+    parts = []
+    for window in windows.windows(first, last):
+        parts += list(blender.add(window, image[(slice(None), *window.slices)]))
+    parts += list(blender.finish())
+    assert parts[0][0] == first
+    part = np.concatenate([rows for _, rows in parts], axis=1)
+    whole = stack_rows(blend_windows(image, size=size, overlap=overlap, blend=blend))
+    np.testing.assert_array_equal(part, whole[:, first:last])
+
+
 def test_the_blender_holds_one_row_of_windows_however_tall_the_scene_is() -> None:
     def held_bytes(height: int) -> int:
-        blender = RowBlender((height, 60), 2, size=32, overlap=8)
+        plan = WindowPlan((height, 60), 32, 8)
+        blender = RowBlender(plan, 2)
         most = 0
-        for window in plan_windows(height, 60, size=32, overlap=8):
+        for window in plan.windows():
             for _, rows in blender.add(window, np.ones((2, window.height, window.width), np.float32)):
                 assert rows.shape[1] <= 32
             arrays = [value for value in vars(blender).values() if isinstance(value, np.ndarray)]
             most = max(most, sum(array.nbytes for array in arrays))
         return most
 
-    assert held_bytes(3000) == held_bytes(100) == (2 + 1) * 32 * 60 * 8
+    assert held_bytes(3000) == held_bytes(100) == 2 * 32 * 60 * 4

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from satdiff_cli.config import MAX_SEED
+from satdiff_cli.config import MAX_SEED, Engine
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -26,6 +26,12 @@ DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Say what would be
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the summary as JSON on stdout.")]
 SeedOption = Annotated[int, typer.Option("--seed", min=0, max=MAX_SEED, help="Seed of everything drawn at random.")]
 DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")]
+EngineOption = Annotated[
+    Engine, typer.Option("--engine", help="Work in this process, or on a Ray cluster (extra: ray).")
+]
+AddressOption = Annotated[
+    str, typer.Option("--address", help="With --engine ray: the cluster.", show_default="one on this machine")
+]
 WorkersOption = Annotated[
     int | None, typer.Option("--workers", min=0, help="Processes or threads that read data.", show_default="by machine")
 ]

@@ -1,4 +1,4 @@
-"""``satdiff evaluate``: score a prediction against labels."""
+"""``satdiff evaluate``: score a prediction against labels, or measure whether its windows show."""
 
 import math
 from pathlib import Path
@@ -9,8 +9,11 @@ import typer
 from satdiff_cli.commands import _options as options
 
 if TYPE_CHECKING:
-    from satdiff_cli.evaluation import Evaluation
+    from rich.table import Table
+
+    from satdiff_cli.evaluation import Evaluation, SeamReport
     from satdiff_cli.metrics import Confusion
+    from satdiff_cli.seams import Jumps
 
 SCORES = ("iou", "f1", "precision", "recall", "kappa")
 
@@ -31,12 +34,21 @@ def evaluate(
     best_threshold: Annotated[
         bool, typer.Option("--best-threshold", help="Show, apart, the best threshold on these very labels.")
     ] = False,
+    seams: Annotated[
+        bool,
+        typer.Option(
+            "--seams",
+            help="Instead of scores, which need labels: the jump of probability across window lines against elsewhere; "
+            "exit code 1 where windows show, that is beyond a ratio of 1.05.",
+        ),
+    ] = False,
     ids: Annotated[
         Path | None, typer.Option("--ids", help="Sample submission that names the pairs of a bare list.")
     ] = None,
     data: options.DataOption = options.DEFAULT_DATA,
     out: Annotated[
-        Path | None, typer.Option("--out", help="JSON file to write.", show_default="<prediction>_scores.json")
+        Path | None,
+        typer.Option("--out", help="JSON file to write.", show_default="<prediction>_scores.json or _seams.json"),
     ] = None,
     allow_missing: Annotated[
         bool, typer.Option("--allow-missing", help="Leave out predicted pairs that have no label.")
@@ -46,7 +58,8 @@ def evaluate(
 ) -> None:
     """Score a prediction per pair and pooled over pixels.
 
-    Reads a prediction and labels; writes <prediction>_scores.json and prints a table.
+    Reads a prediction and labels; writes <prediction>_scores.json and prints a table. With --seams it reads the
+    prediction alone and writes <prediction>_seams.json.
 
     Example: satdiff evaluate data/predicted_masks/oof_siamese.pkl --best-threshold
 
@@ -54,24 +67,61 @@ def evaluate(
     """
     from satdiff_cli import artifacts, evaluation, predictions
 
+    if seams:
+        refuse_options(labels, threshold, best_threshold=best_threshold, allow_missing=allow_missing)
     path = predictions.resolve_prediction(prediction, data)
-    with predictions.open_prediction(path, ids) as reader:
-        cut, origin = predictions.choose_threshold(threshold, reader.header)
-        scores = evaluation.evaluate_prediction(
-            reader, evaluation.find_labels(data, labels), threshold=cut, allow_missing=allow_missing
-        )
     name = path.name.removesuffix(".pkl")
-    json_path = out or path.with_name(f"{name}_scores.json")
+    json_path = out or path.with_name(f"{name}_{'seams' if seams else 'scores'}.json")
     artifacts.check_output(json_path, overwrite=overwrite or out is None)
-    artifacts.write_json(json_path, scores.as_dict())
+    report = None
+    with predictions.open_prediction(path, ids) as reader:
+        if seams:
+            report = evaluation.measure_seams(reader)
+            result = report.as_dict()
+            table = tabulate_seams(report, name)
+        else:
+            cut, origin = predictions.choose_threshold(threshold, reader.header)
+            scores = evaluation.evaluate_prediction(
+                reader, evaluation.find_labels(data, labels), threshold=cut, allow_missing=allow_missing
+            )
+            result = artifacts.replace_nan(scores.as_dict())
+            table = tabulate_scores(scores, f"{name}, threshold {cut:.3f} ({origin})", with_best=best_threshold)
+    artifacts.write_json(json_path, result)
     if not as_json:
-        print_table(scores, f"{name}, threshold {cut:.3f} ({origin})", with_best=best_threshold)
-    next_command = f"satdiff export {path} --as png{options.data_flag(data)}"
-    options.finish(artifacts.replace_nan(scores.as_dict()), path=json_path, next_command=next_command, as_json=as_json)
+        options.show(table)
+    is_good = report is None or report.overall.is_seamless
+    if report and is_good:
+        options.say(f"done   {describe_seams(report.overall)}")
+    next_command = f"satdiff export {path} --as png{options.data_flag(data)}" if is_good else ""
+    options.finish(result, path=json_path, next_command=next_command, as_json=as_json)
+    if report:
+        report.require_seamless()
 
 
-def print_table(scores: "Evaluation", title: str, *, with_best: bool) -> None:
-    """Print one row a pair and one for all pixels, on stdout."""
+def refuse_options(labels: Path | None, threshold: float | None, *, best_threshold: bool, allow_missing: bool) -> None:
+    """Refuse options of scoring beside ``--seams``, which scores nothing.
+
+    Raises:
+        ConfigError: One of them was given.
+    """
+    from satdiff_cli.errors import ConfigError
+
+    given = {
+        "--labels": labels is not None,
+        "--threshold": threshold is not None,
+        "--best-threshold": best_threshold,
+        "--allow-missing": allow_missing,
+    }
+    names = [name for name, is_given in given.items() if is_given]
+    if names:
+        raise ConfigError(
+            f"--seams looks at no labels and no threshold, {', '.join(names)} would do nothing",
+            "run satdiff evaluate twice: once with --seams alone, once without it",
+        )
+
+
+def tabulate_scores(scores: "Evaluation", title: str, *, with_best: bool) -> "Table":
+    """Lay out one row a pair and one for all pixels."""
     from rich.table import Table
 
     table = Table(title=title, title_justify="left")
@@ -82,7 +132,7 @@ def print_table(scores: "Evaluation", title: str, *, with_best: bool) -> None:
     def add(name: str, confusion: "Confusion") -> None:
         values = [getattr(confusion, score) for score in SCORES]
         changed = confusion.true_positive + confusion.false_negative
-        table.add_row(name, *("–" if math.isnan(value) else f"{value:.3f}" for value in values), str(changed))
+        table.add_row(name, *map(spell, values), str(changed))
 
     for pair_id, confusion in scores.pairs.items():
         add(pair_id, confusion)
@@ -90,4 +140,44 @@ def print_table(scores: "Evaluation", title: str, *, with_best: bool) -> None:
     add("all pixels", scores.overall)
     if with_best:
         add(f"all pixels, best threshold on these labels ({scores.best_threshold:.3f})", scores.best)
-    options.show(table)
+    return table
+
+
+def tabulate_seams(report: "SeamReport", name: str) -> "Table":
+    """Lay out one row a pair and one for all pixels."""
+    from rich.table import Table
+
+    title = f"{name}, jump of probability across lines of windows of {report.window} px, overlap {report.overlap} px"
+    table = Table(title=title, title_justify="left")
+    table.add_column("pair", overflow="fold")
+    for column in ("lines", "mean jump", "÷ elsewhere", "÷ beside"):
+        table.add_column(column, justify="right")
+
+    def add(name: str, jumps: "Jumps") -> None:
+        mean = "–" if jumps.across.count == 0 else f"{jumps.across.value:.5f}"
+        table.add_row(name, str(jumps.lines), mean, spell(jumps.ratio), spell(jumps.ratio_beside))
+
+    for pair_id, jumps in report.pairs.items():
+        add(pair_id, jumps)
+    table.add_section()
+    add("all pixels", report.overall)
+    return table
+
+
+def describe_seams(jumps: "Jumps") -> str:
+    """Say in a sentence why windows do not show."""
+    from satdiff_cli.seams import SEAM_LIMIT
+
+    if math.isnan(jumps.ratio):
+        return "no window lines: one window is enough for every scene"
+    if jumps.ratio <= SEAM_LIMIT:
+        return f"ratio {jumps.ratio:.3f}, within {SEAM_LIMIT}: windows do not show"
+    return (
+        f"ratio {jumps.ratio:.3f}, beyond {SEAM_LIMIT}, but {jumps.ratio_beside:.3f} against pixels beside the lines: "
+        "it is the ground there, windows do not show"
+    )
+
+
+def spell(value: float) -> str:
+    """Write a number with three digits; a dash where there is none."""
+    return "–" if math.isnan(value) else f"{value:.3f}"

@@ -50,6 +50,8 @@ def pair(
         bool, typer.Option("--allow-missing", help="Go on without rows, scenes and pairs that cannot be used.")
     ] = False,
     workers: options.WorkersOption = None,
+    engine: options.EngineOption = "local",
+    address: options.AddressOption = "",
     overwrite: options.OverwriteOption = False,
     dry_run: options.DryRunOption = False,
     as_json: options.JsonOption = False,
@@ -95,6 +97,7 @@ def pair(
             folder,
             config,
             workers=max(1, options.count_workers(workers)),
+            cluster=address if engine == "ray" else None,
             on_done=lambda _: bar.advance(),
         )
         artifacts.write_table(report_path, pairing.tabulate_report(found, outcomes, project))

@@ -1,12 +1,17 @@
 """``satdiff predict``: apply trained networks to composites."""
 
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from satdiff_cli.commands import _options as options
-from satdiff_cli.config import Precision, Tta
+from satdiff_cli.config import Blend, Precision, Tta
+
+if TYPE_CHECKING:
+    from satdiff_cli.inference import InferenceConfig, Plan, Work
+    from satdiff_cli.inference.profiling import Profile
 
 Scenes = Literal["test", "labelled", "all"]
 
@@ -25,10 +30,44 @@ def predict(
     tta: Annotated[Tta, typer.Option("--tta", help="Flipped and turned views to average.")] = "none",
     window: Annotated[int, typer.Option("--window", min=32, help="Side of a window [px].")] = 512,
     overlap: Annotated[int, typer.Option("--overlap", min=0, help="Pixels shared by neighbouring windows [px].")] = 128,
-    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Windows computed at a time.")] = 4,
+    blend: Annotated[
+        Blend, typer.Option("--blend", help="Weights of overlapping windows: gaussian has σ = window / 6.")
+    ] = "hann",
+    cascade: Annotated[
+        bool, typer.Option("--cascade", help="Mix in what the network sees at lower resolutions.")
+    ] = False,
+    cascade_factor: Annotated[
+        float, typer.Option("--cascade-factor", help="Ratio of the resolutions of two levels.")
+    ] = 2.0,
+    cascade_weight: Annotated[
+        float, typer.Option("--cascade-weight", help="Weight of the coarser levels against the next one.")
+    ] = 1 / 3,
+    is_hard: Annotated[
+        bool,
+        typer.Option("--cascade-hard/--cascade-soft", help="Take of coarser levels the likeliest class, or all."),
+    ] = True,
+    coarsest: Annotated[
+        int | None,
+        typer.Option("--coarsest", min=0, help="Level to begin with.", show_default="a scene fits a window"),
+    ] = None,
+    finest: Annotated[int, typer.Option("--finest", min=0, help="Level to end with; 0 is full resolution.")] = 0,
+    batch_size: Annotated[
+        int, typer.Option("--batch-size", min=0, help="Images computed at a time.", show_default="by device")
+    ] = 0,
     precision: Annotated[
         Precision, typer.Option("--precision", help="auto is bf16 where the hardware has it.")
     ] = "auto",
+    compiled: Annotated[bool, typer.Option("--compile", help="Let torch compile the network.")] = False,
+    max_memory: Annotated[
+        float, typer.Option("--max-memory", min=0, help="Most memory to take [GiB].", show_default="no limit")
+    ] = 0,
+    engine: options.EngineOption = "local",
+    address: options.AddressOption = "",
+    gpus_per_worker: Annotated[
+        float, typer.Option("--gpus-per-worker", min=0, help="With --engine ray: GPUs that a worker takes.")
+    ] = 0,
+    workers: options.WorkersOption = None,
+    profile: Annotated[bool, typer.Option("--profile", help="Say where the time went, stage by stage.")] = False,
     with_pickle: Annotated[bool, typer.Option("--pickle/--no-pickle", help="Write <run>.pkl, too.")] = True,
     data: options.DataOption = options.DEFAULT_DATA,
     models: options.ModelsOption = options.DEFAULT_MODELS,
@@ -47,14 +86,20 @@ def predict(
     """Predict the probability of change for whole scenes.
 
     Reads a run and composites/; writes predicted_masks/<run>/ (GeoTIFFs) and predicted_masks/<run>.pkl.
+    Stopped at any moment, the same command goes on where it was.
 
     Example: satdiff predict siamese_tf_efficientnet_lite0_fold0 --tta d4
 
     Next: satdiff submit
     """
     from satdiff_cli import artifacts, checkpoint, inference, pairing, predictions
+    from satdiff_cli.inference.cascade import CascadeConfig
+    from satdiff_cli.inference.profiling import Profile
 
-    config = inference.InferenceConfig(window, overlap, tta, batch_size, precision)
+    levels = CascadeConfig(cascade_factor, cascade_weight, is_hard, coarsest, finest) if cascade else None
+    config = inference.InferenceConfig(
+        window, overlap, blend, tta, batch_size, precision, compiled, workers or 0, levels
+    )
     found = [checkpoint.resolve_run(name, models) for name in runs] if runs else [checkpoint.resolve_run(None, models)]
     pairs = pairing.read_pairs(data)
     if out_of_fold:
@@ -65,25 +110,47 @@ def predict(
         out or data / artifacts.PREDICTIONS_DIR / plan.name, with_pickle=with_pickle, overwrite=overwrite
     )
     artifacts.check_output(target.folder, overwrite=overwrite or dry_run)
-    total = inference.count_windows(plan, config)
+    total = inference.count_windows(inference.list_scenes(plan), config)
     options.say(
         f"predict {len(plan.runs)} pairs with {', '.join(sorted({run.name for run in plan.runs.values()}))}: "
         f"{total} windows of {window} px, tta {tta}"
     )
+    picked = checkpoint.pick_device(device)
+    watch = Profile(picked if profile else None)
+    work = inference.Work(
+        picked, round(max_memory * 2**30), engine, address, gpus_per_worker, say=options.say, profile=watch
+    )
     if dry_run:
-        for pair, run in plan.runs.items():
-            options.say(f"  {pair.pair_id} with {run.name}")
+        say_estimate(plan, config, work, with_pickle=with_pickle)
         return
     with options.progress_bar("predicting", total) as bar:
-        header = inference.run_plan(
-            plan,
-            config,
-            target,
-            device=checkpoint.pick_device(device),
-            on_window=bar.advance,
-        )
+        header = inference.run_plan(plan, config, target, replace(work, on_window=bar.advance))
+    if profile:
+        say_profile(watch)
     summary = {"run": header.run, "pairs": len(header.pair_ids), "threshold": header.threshold, "folder": target.folder}
     options.say(f"done   {len(header.pair_ids)} pairs, threshold {header.threshold:.3f} from the model card")
     result = target.pickle if with_pickle else target.folder
     next_command = f"satdiff {'evaluate' if out_of_fold or scenes == 'labelled' else 'submit'} {result}"
     options.finish(summary, path=result, next_command=f"{next_command}{options.data_flag(data)}", as_json=as_json)
+
+
+def say_estimate(plan: "Plan", config: "InferenceConfig", work: "Work", *, with_pickle: bool) -> None:
+    """Say what a prediction would take, after a short measurement."""
+    from satdiff_cli import inference
+    from satdiff_cli.inference.measuring import GIB, estimate
+
+    for pair, run in plan.runs.items():
+        options.say(f"  {pair.pair_id} with {run.name}")
+    expected = estimate(inference.list_scenes(plan), config, work, with_pickle=with_pickle)
+    minutes, seconds = divmod(round(expected.seconds), 60)
+    options.say(
+        f"{expected.windows} windows in {expected.batches} batches on {work.device}; "
+        f"about {minutes} min {seconds} s of computing (one batch was measured), "
+        f"{expected.memory / GIB:.1f} GiB of memory, up to {expected.disk / GIB:.2f} GiB on disk"
+    )
+
+
+def say_profile(profile: "Profile") -> None:
+    """Say how long each stage took; reading and writing happen beside the rest."""
+    for stage, seconds in profile.seconds.items():
+        options.say(f"  {stage:16} {seconds:8.2f} s")

@@ -43,7 +43,10 @@ def submit(
     sample_path = sample or data / artifacts.SAMPLE_SUBMISSION_CSV
     out_path = out or data / "submission.csv"
     artifacts.check_output(out_path, overwrite=overwrite)
-    with predictions.open_prediction(path, sample_path) as reader, options.progress_bar("writing", None) as bar:
+    with (
+        predictions.open_prediction(path, sample_path) as reader,
+        options.progress_bar("writing", len(reader.header.pair_ids)) as bar,
+    ):
         cut, origin = predictions.choose_threshold(threshold, reader.header)
         summary = submission.write_submission(
             reader,

@@ -214,8 +214,10 @@ def finish_folds(results: "Sequence[training.TrainingSummary]", data: Path, *, d
     plan = inference.plan_out_of_fold(pairing.read_pairs(data), runs, allow_missing=False)
     target = predictions.Target.at(place_out_of_fold(data, runs[0].name), overwrite=True)
     config = inference.InferenceConfig()
-    with options.progress_bar("predicting out of fold", inference.count_windows(plan, config)) as bar:
-        inference.run_plan(plan, config, target, device=checkpoint.pick_device(device), on_window=bar.advance)
+    total = inference.count_windows(inference.list_scenes(plan), config)
+    with options.progress_bar("predicting out of fold", total) as bar:
+        work = inference.Work(checkpoint.pick_device(device), on_window=bar.advance, say=options.say)
+        inference.run_plan(plan, config, target, work)
     options.say(f"done   {len(plan.runs)} pairs predicted, each by the run that has not seen its site")
     result = {
         "runs": {summary.folder.name: dict(summary.card.scores) for summary in results},
@@ -229,7 +231,7 @@ def place_out_of_fold(data: Path, run: str) -> Path:
     """Name the folder of the out-of-fold prediction of a run's family."""
     from satdiff_cli import artifacts, checkpoint
 
-    return data / artifacts.PREDICTIONS_DIR / f"{artifacts.OUT_OF_FOLD_PREFIX}{checkpoint.family_name(run)}"
+    return data / artifacts.PREDICTIONS_DIR / checkpoint.out_of_fold_name(run)
 
 
 def tabulate_folds(results: "Sequence[training.TrainingSummary]") -> "RenderableType":

@@ -1,11 +1,10 @@
 """Named settings of an experiment: one TOML file each, its first line a comment that says what it is."""
 
-import difflib
 from pathlib import Path
 from typing import Any
 
 from satdiff_cli.config import read_toml
-from satdiff_cli.errors import ConfigError
+from satdiff_cli.errors import require_known
 
 _FOLDER = Path(__file__).parent
 
@@ -22,9 +21,5 @@ def read_preset(name: str) -> dict[str, Any]:
     Raises:
         ConfigError: There is none of this name; the hint lists those there are.
     """
-    names = list(list_presets())
-    if name not in names:
-        near = difflib.get_close_matches(name, names, n=1)
-        guess = f"did you mean {near[0]}? " if near else ""
-        raise ConfigError(f"unknown preset {name!r}", f"{guess}choose one of {', '.join(names)}")
+    require_known("preset", name, list(list_presets()))
     return read_toml(_FOLDER / f"{name}.toml")

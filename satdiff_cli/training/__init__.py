@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import lightning
 import torch
@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader
 from satdiff_cli import checkpoint, raster
 from satdiff_cli.augmentation import make_augmentation
 from satdiff_cli.checkpoint import ModelCard
+from satdiff_cli.config import NumberFormat
 from satdiff_cli.errors import ConfigError, SatdiffError
 from satdiff_cli.experiment import Job
 from satdiff_cli.inference import InferenceConfig, Predictor
@@ -40,6 +41,12 @@ from satdiff_cli.training.recording import (
 )
 
 __all__ = ["Progress", "TrainingInterruptedError", "TrainingSummary", "fit"]
+
+LIGHTNING_PRECISION: dict[NumberFormat, Literal["bf16-mixed", "16-mixed", "32-true"]] = {
+    "bf16": "bf16-mixed",
+    "fp16": "16-mixed",
+    "fp32": "32-true",
+}
 
 
 class TrainingInterruptedError(SatdiffError):
@@ -132,8 +139,7 @@ def judge_as_predicted(job: Job, device: torch.device) -> None:
     model, card = checkpoint.load_model(job.folder)
     predictor = Predictor(model, card, InferenceConfig(), device)
     curve = ThresholdCurve()
-    for pair_id in sorted({tile.pair_id for tile in job.split.validation_tiles}):
-        pair = job.split.pairs[pair_id]
+    for pair in job.split.pairs_of(job.split.validation_tiles):
         assert pair.label is not None
         label = raster.read_band(pair.label)
         with raster.Composite(pair.composite) as composite:
@@ -147,7 +153,6 @@ def make_trainer(job: Job, device: torch.device, writer: RunWriter) -> lightning
     """Set up Lightning without its own logs, checkpoints and bars."""
     machine, on_gpu = job.machine, device.type == "cuda"
     is_shared = machine.processes > 1
-    wants_bf16 = machine.precision == "bf16" or (machine.precision == "auto" and checkpoint.supports_bf16(device))
     return lightning.Trainer(
         accelerator="gpu" if on_gpu else "cpu",
         devices=[device.index] if device.index is not None and not is_shared else machine.devices,
@@ -157,7 +162,7 @@ def make_trainer(job: Job, device: torch.device, writer: RunWriter) -> lightning
         use_distributed_sampler=False,  # each sample goes to one process, see EpochSampler
         benchmark=on_gpu,
         max_epochs=job.config.epochs,
-        precision="bf16-mixed" if wants_bf16 else "32-true",
+        precision=LIGHTNING_PRECISION[checkpoint.resolve_precision(machine.precision, device, is_training=True)],
         callbacks=[writer],
         plugins=[CheckpointFile()],
         logger=[make_logger(kind, job.folder.parent, job.folder.name) for kind in machine.loggers] or False,
@@ -183,9 +188,7 @@ def make_loaders(job: Job, epoch: int = 0, share: tuple[int, int] = (0, 1)) -> t
         config.augment, jitter=config.jitter, shift=config.shift, swap_dates=config.swap_dates
     )
     samples = SampleConfig(normalization, config.crop, config.change_share, augmentation, config.seed)
-    used = [
-        split.pairs[name] for name in sorted({tile.pair_id for tile in [*split.train_tiles, *split.validation_tiles]})
-    ]
+    used = split.pairs_of([*split.train_tiles, *split.validation_tiles])
     cache = SceneCache(used, machine.cache_gb)
     if machine.workers:
         cache.fill(used)
@@ -236,13 +239,15 @@ def suggest_batch_size(job: Job, device: torch.device) -> ConfigError:
     gc.collect()
     torch.cuda.empty_cache()
     machine = job.machine
+    precision = checkpoint.resolve_precision(machine.precision, device, is_training=True)
+    half = torch.float16 if precision == "fp16" else torch.bfloat16
     module = ChangeModule(checkpoint.build_model(job.card), job.config, job.steps, on_gpu=True).to(device)
     module.configure_optimizers()
     channels = len(job.card.normalization.channels)
 
     def step(size: int) -> None:
         dates = torch.zeros((2, size, channels, job.config.crop, job.config.crop), device=device)
-        with torch.autocast(device.type, torch.bfloat16, enabled=machine.precision != "fp32"):
+        with torch.autocast(device.type, half, enabled=precision != "fp32"):
             logits = module.model(*dates)
         module.loss(logits.float(), torch.zeros_like(logits, dtype=torch.float32)).backward()
 

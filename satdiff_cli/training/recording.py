@@ -222,8 +222,8 @@ def begin_again(job: Job) -> None:
 def write_run_manifest(job: Job) -> None:
     """Write the manifest that marks a run as finished."""
     card = checkpoint.read_card(job.folder)
-    ids = sorted({tile.pair_id for tile in [*job.split.train_tiles, *job.split.validation_tiles]})
-    composites = [job.split.pairs[pair_id].composite for pair_id in ids]
+    used = job.split.pairs_of([*job.split.train_tiles, *job.split.validation_tiles])
+    composites = [pair.composite for pair in used]
     data = job.data
     manifest = artifacts.Manifest(
         "run",

@@ -1,0 +1,143 @@
+"""Read composites, and keep the statistics of their bands in them."""
+
+import json
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import rasterio
+from numpy.typing import NDArray
+from rasterio.errors import RasterioError
+from rasterio.windows import Window as RasterioWindow
+
+from satdiff_cli.errors import RasterError
+from satdiff_cli.radiometry import SceneStatistics
+from satdiff_cli.raster.files import BLOCK_PX, open_raster
+from satdiff_cli.raster.grids import grid_of, to_rasterio
+from satdiff_cli.windows import Window
+
+STATISTICS_TAG = "SATDIFF_STATISTICS"
+
+
+def write_statistics(target: Any, statistics: SceneStatistics, *, valid_percent: float) -> None:
+    """Keep statistics in a GeoTIFF: the full moments for satdiff, mean and deviation as GDAL's own tags."""
+    target.update_tags(**{STATISTICS_TAG: json.dumps(statistics.as_dict())})
+    for index in range(1, target.count + 1):
+        target.update_tags(
+            index,
+            STATISTICS_MEAN=f"{statistics.mean[index - 1]:.6g}",
+            STATISTICS_STDDEV=f"{statistics.covariance[index - 1][index - 1] ** 0.5:.6g}",
+            STATISTICS_VALID_PERCENT=f"{valid_percent:.4g}",
+        )
+
+
+class Composite:
+    """Read windows of a composite.
+
+    Args:
+        path: The composite's file.
+        num_threads: Threads that decode the blocks of one read.
+
+    Attributes:
+        grid: Its grid.
+        bands: Names of the bands of a date.
+        dates: Number of dates T.
+        statistics: Moments of its bands.
+        pixel_nbytes: Bytes of a pixel over all dates and bands.
+
+    Raises:
+        RasterError: The file is missing or was not written by ``satdiff pair``.
+    """
+
+    def __init__(self, path: Path, *, num_threads: int = 1) -> None:
+        self.path = path
+        self._stack = ExitStack()
+        try:
+            self._dataset = self._stack.enter_context(open_raster(path, num_threads=num_threads))
+        except RasterError as error:
+            raise RasterError(error.message, "make it again with: satdiff pair DATA --overwrite") from error
+        self.grid = grid_of(self._dataset)
+        described = [description or "" for description in self._dataset.descriptions]
+        tag = self._dataset.tags().get(STATISTICS_TAG)
+        if tag is None or not all(name.startswith(("before_", "after_")) for name in described):
+            self._stack.close()
+            raise RasterError(
+                f"{path} is no composite of satdiff", "make composites with: satdiff pair DATA --overwrite"
+            )
+        self.statistics = SceneStatistics.from_dict(json.loads(tag))
+        self.bands = tuple(name.removeprefix("before_") for name in described if name.startswith("before_"))
+        self.dates = len(described) // len(self.bands)
+        self.pixel_nbytes = sum(np.dtype(dtype).itemsize for dtype in self._dataset.dtypes)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def read(self, window: Window) -> NDArray[Any]:
+        """Read pixels (T * bands, h, w) in the source's dtype."""
+        with self._naming_file():
+            return self._dataset.read(window=to_rasterio(window))
+
+    def read_valid(self, window: Window) -> NDArray[np.bool_]:
+        """Read which pixels are valid on every date, (h, w)."""
+        with self._naming_file():
+            return self._dataset.dataset_mask(window=to_rasterio(window)) > 0
+
+    def read_at(self, window: Window, shape: tuple[int, int]) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+        """Read a window of the composite made smaller: the mean of the valid pixels under each of its pixels.
+
+        The file's overviews are used where it has any. Rows do not depend on which others are read with them.
+
+        Args:
+            window: Rows and columns of the smaller composite.
+            shape: Height and width of the whole of it [px]; the composite's own to read it as it is.
+
+        Returns:
+            Pixels (T * bands, h, w) in the source's dtype, and bool (h, w): valid where half or more of the pixels
+            that it is the mean of are. Pixels that are not valid may hold anything.
+        """
+        if shape == self.grid.shape:
+            return self.read(window), self.read_valid(window)
+        # GDAL rounds where a read begins; so the same blocks of rows are read however they are asked for.
+        starts = range(window.row - window.row % BLOCK_PX, window.row + window.height, BLOCK_PX)
+        blocks = [Window(row, window.col, min(BLOCK_PX, shape[0] - row), window.width) for row in starts]
+        parts = [self._read_mean(block, shape) for block in blocks]
+        rows = slice(window.row - starts[0], window.row - starts[0] + window.height)
+        pixels, valid = (np.concatenate(arrays, axis=-2)[..., rows, :] for arrays in zip(*parts, strict=True))
+        return pixels, valid
+
+    def _read_mean(self, window: Window, shape: tuple[int, int]) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+        """Read a window of the composite made smaller, in one go."""
+        down, along = (own / side for own, side in zip(self.grid.shape, shape, strict=True))
+        row, col = window.row * down, window.col * along
+        # The last row ends where the file does, not where rounding puts it.
+        height, width = (
+            min(window.height * down, self.grid.height - row),
+            min(window.width * along, self.grid.width - col),
+        )
+        source = RasterioWindow(col, row, width, height)
+        size, average = (window.height, window.width), rasterio.enums.Resampling.average
+        with self._naming_file():
+            pixels = self._dataset.read(window=source, out_shape=(self._dataset.count, *size), resampling=average)
+            share = self._dataset.dataset_mask(window=source, out_shape=size, resampling=average)
+        return pixels, share >= 128
+
+    def read_preview(self, longest_px: int) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+        """Read the whole composite no larger than ``longest_px`` on its longer side: pixels and valid."""
+        scale = min(1.0, longest_px / max(self.grid.shape))
+        shape = tuple(max(1, round(side * scale)) for side in self.grid.shape)
+        with self._naming_file():
+            pixels = self._dataset.read(out_shape=(self._dataset.count, *shape))
+            return pixels, self._dataset.dataset_mask(out_shape=shape) > 0
+
+    @contextmanager
+    def _naming_file(self) -> Iterator[None]:
+        try:
+            yield
+        except RasterioError as error:
+            hint = "make it again with: satdiff pair DATA --overwrite"
+            raise RasterError(f"{self.path} breaks off: {error.__cause__ or error}", hint) from error
