@@ -8,8 +8,8 @@ Each comparison runs its sides in turn within a round, files in, files out: read
 loading the weights. The bare network computes resident batches of the same shape, number format and views; satdiff is
 compared with it by the pixels of all windows, so that overlap, which is asked for, is no loss.
 
-``--parts memory`` predicts a scene of 2 000 × 2 000 px and one of ``--side`` in processes of their own, and compares their
-peaks.
+``--parts memory`` predicts a scene of 2 000 × 2 000 px and one of ``--side`` in processes of their own, and compares
+their peaks.
 """
 
 import argparse
@@ -22,6 +22,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,6 @@ from satdiff_cli.windows import Window
 
 ORIGINAL_TILE = 256
 BARE_SECONDS = 10
-LARGE_BLOCK = 512
 
 
 def predict_as_original(
@@ -128,8 +128,18 @@ def clock(function: Callable[[], Any], device: torch.device) -> tuple[float, Any
     return time.perf_counter() - start, result
 
 
+def cut_to_tiles(composite: Path, folder: Path) -> Path:
+    """Write the part of a composite that whole tiles cover."""
+    grid = raster.read_grid(composite)
+    shape = grid.height // ORIGINAL_TILE * ORIGINAL_TILE, grid.width // ORIGINAL_TILE * ORIGINAL_TILE
+    return write_composite(composite, folder / composite.name, shape)
+
+
 def compare_with_original(pairs: list[Pair], run: Path, given: argparse.Namespace, device: torch.device) -> None:
-    """Print satdiff's speed against the original's loop, and how far the masks agree."""
+    """Print satdiff's speed against the original's loop, and how far the masks agree.
+
+    The scenes are cut to whole tiles, since the two differ in what they show the network beyond a scene's border.
+    """
     model, card = checkpoint.load_model(run)
     model = model.to(device)
     config = inference.InferenceConfig(ORIGINAL_TILE, 0, tta=given.tta, batch_size=given.batch_size)
@@ -137,6 +147,7 @@ def compare_with_original(pairs: list[Pair], run: Path, given: argparse.Namespac
     maps: list[NDArray[np.float16]] = []
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder)
+        pairs = [replace(pair, composite=cut_to_tiles(pair.composite, out / "composites")) for pair in pairs]
         for _ in range(given.rounds):
             original, maps = clock(
                 lambda: predict_as_original(model, card, pairs, out / "o.pkl", tta=given.tta, device=device), device
@@ -146,15 +157,15 @@ def compare_with_original(pairs: list[Pair], run: Path, given: argparse.Namespac
             )
             ratios.append(original / ours)
             times.append((original, ours))
+        megapixels = sum(array.size for array in maps) / 1e6
         agree = total = 0
         for pair, found in zip(pairs, maps, strict=True):
             probability = raster.read_probability(out / "s" / f"{pair.pair_id}.tif")
             valid = ~np.isnan(probability)
             agree += int(((probability >= card.threshold) == (found >= card.threshold))[valid].sum())
             total += int(valid.sum())
-    megapixels = sum(raster.read_grid(pair.composite).height * raster.read_grid(pair.composite).width for pair in pairs)
     original, ours = (statistics.median(column) for column in zip(*times, strict=True))
-    print(f"original's loop {original:.1f} s, satdiff {ours:.1f} s for {megapixels / 1e6:.2f} megapixels, {given.tta}")
+    print(f"original's loop {original:.1f} s, satdiff {ours:.1f} s for {megapixels:.2f} megapixels, {given.tta}")
     print(f"ratio {statistics.median(ratios):.2f}; masks agree in {100 * agree / total:.3f} % of {total} pixels")
 
 
@@ -163,7 +174,7 @@ def compare_with_bare(pairs: list[Pair], run: Path, given: argparse.Namespace, d
     model, card = checkpoint.load_model(run)
     config = inference.InferenceConfig(given.window, given.overlap, tta=given.tta, batch_size=given.batch_size)
     predictor = Predictor(model, card, config, device)
-    scenes = inference.list_scenes(inference.Plan("benchmark", dict.fromkeys(pairs, run)))
+    scenes = inference.Plan("benchmark", dict.fromkeys(pairs, run)).scenes
     pixels = inference.count_windows(scenes, config) * given.window**2
     ratios, profile = [], Profile()
     with tempfile.TemporaryDirectory() as folder:
@@ -185,9 +196,7 @@ def compare_settings(pairs: list[Pair], run: Path, given: argparse.Namespace, de
     settings = {
         "49 windows a pixel, gaussian": inference.InferenceConfig(given.window, given.window - step, "gaussian"),
         "quarter overlap, hann": inference.InferenceConfig(given.window, given.window // 4),
-        "quarter overlap, cascade": inference.InferenceConfig(
-            given.window, given.window // 4, cascade=CascadeConfig()
-        ),
+        "quarter overlap, cascade": inference.InferenceConfig(given.window, given.window // 4, cascade=CascadeConfig()),
     }
     labelled = [pair for pair in pairs if pair.label]
     for name, config in settings.items():
@@ -205,20 +214,23 @@ def compare_settings(pairs: list[Pair], run: Path, given: argparse.Namespace, de
         print(f"{name}: {seconds:.1f} s, F1 {curve.confusion_at(card.threshold).f1:.3f}, at its best {best:.3f}")
 
 
-def write_large_composite(source: Path, out: Path, side: int) -> Path:
-    """Write a square composite that repeats the pixels of another one, row of blocks by row of blocks."""
+def write_composite(source: Path, out: Path, shape: tuple[int, int]) -> Path:
+    """Write a composite of a shape that shows a part of another one, again and again if it is larger."""
     with raster.Composite(source) as composite:
-        size = min(*composite.grid.shape, LARGE_BLOCK)
-        pixels = composite.read(Window(0, 0, size, size))
+        size = tuple(min(own, wanted) for own, wanted in zip(composite.grid.shape, shape, strict=True))
+        part = Window(0, 0, *size)
+        pixels, valid = composite.read(part), composite.read_valid(part)
         statistics_, bands = composite.statistics, composite.bands
-    strip = np.tile(pixels, (1, 1, -(-side // size)))[:, :, :side]
+    height, width = shape
+    repeats = -(-width // size[1])
+    strip, mask = np.tile(pixels, (1, 1, repeats))[:, :, :width], np.tile(valid, (1, repeats))[:, :width]
     out.parent.mkdir(parents=True, exist_ok=True)
-    profile = raster.grid_profile(raster.Grid(side, side), len(pixels), pixels.dtype.name) | {"interleave": "pixel"}
+    profile = raster.grid_profile(raster.Grid(height, width), len(pixels), pixels.dtype.name) | {"interleave": "pixel"}
     with raster.create_raster(out, profile, with_mask=True) as target:
-        for row in range(0, side, size):
-            window = Window(row, 0, min(size, side - row), side)
+        for row in range(0, height, size[0]):
+            window = Window(row, 0, min(size[0], height - row), width)
             target.write(strip[:, : window.height], window=raster.to_rasterio(window))
-            target.write_mask(np.ones((window.height, side), bool), window=raster.to_rasterio(window))
+            target.write_mask(mask[: window.height], window=raster.to_rasterio(window))
         target.descriptions = [f"{date}_{band}" for date in ("before", "after") for band in bands]
         raster.write_statistics(target, statistics_, valid_percent=100)
     return out
@@ -229,7 +241,7 @@ def measure_memory(source: Path, run: Path, given: argparse.Namespace) -> None:
     peaks = {}
     with tempfile.TemporaryDirectory(dir=given.scratch) as folder:
         for side in (2000, given.side):
-            path = write_large_composite(source, Path(folder) / "composites" / f"s{side}.tif", side)
+            path = write_composite(source, Path(folder) / "composites" / f"s{side}.tif", (side, side))
             command = [sys.executable, __file__, str(path), str(run), "--child", "--window", str(given.window)]
             found = subprocess.run(command, check=True, capture_output=True, text=True)
             peaks[side] = json.loads(found.stdout.splitlines()[-1])

@@ -1,8 +1,9 @@
 """Write and read predictions: a folder of probability rasters, and a pickle of one frame a pair."""
 
+import glob
 import math
 import pickle
-import re
+import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
@@ -101,7 +102,7 @@ class PredictionWriter:
     """Write a prediction pair by pair, in any order and several at a time.
 
     Args:
-        folder: Where the prediction is made; files whose names begin with a dot are gone in the end.
+        folder: Where the prediction is made; what has a name that begins with a dot is gone in the end.
         header: What is to come.
         is_resumed: Whether the folder holds what an earlier process finished.
         changed: What has changed since an earlier process, whose work is lost.
@@ -148,23 +149,26 @@ class PredictionWriter:
 
     def forget(self, pair_id: str) -> None:
         """Delete all that is kept of a pair."""
-        for path in (self.path(pair_id), *self._list_rows(pair_id)):
-            path.unlink(missing_ok=True)
+        self.path(pair_id).unlink(missing_ok=True)
+        for folder in self._list_rows(pair_id):
+            shutil.rmtree(folder)
 
     def _list_rows(self, pair_id: str) -> list[Path]:
-        pattern = re.compile(rf"\.{re.escape(pair_id)}\.(level\d+\.)?rows(\..*)?")
-        return [path for path in sorted(self.folder.iterdir()) if pattern.fullmatch(path.name)]
+        """List the folders with rows of a pair: of the pair itself, and of levels that it is mixed of."""
+        folders = (self.folder / f".{pair_id}.rows", *self.folder.glob(f".{glob.escape(pair_id)}.level*.rows"))
+        return [folder for folder in folders if folder.is_dir()]
 
     def remove_scratch(self) -> None:
-        """Delete the files whose names begin with a dot."""
-        for path in sorted(self.folder.iterdir()):
-            if path.name.startswith("."):
+        """Delete what has a name that begins with a dot."""
+        for path in sorted(self.folder.glob(".*")):
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
                 path.unlink()
 
     def remove_scraps(self) -> None:
         """Delete what is of no use to a later process: all scratch if no rows are safe on disk."""
-        is_useful = re.compile(r"[^.].*\.tif|\..*\.rows\.\d+-\d+")
-        if not any(is_useful.fullmatch(path.name) for path in self.folder.iterdir()):
+        if not any(self.folder.glob("[!.]*.tif")) and not any(self.folder.glob(".*.rows/*-*")):
             self.remove_scratch()
 
     def finish(self, target: Target, manifest: Manifest) -> None:

@@ -2,7 +2,7 @@
 
 import json
 import re
-import sys
+import shutil
 import zlib
 from pathlib import Path
 from typing import Any
@@ -12,27 +12,32 @@ from numpy.typing import NDArray
 
 from satdiff_cli.artifacts import sync, write_file
 
+_MARKER = re.compile(r"(\d+)-(\d+)")
 CHECK_BYTES = 2**22  # read at a time while a block is checked
 
 Rows = tuple[int, int]  # the first one, and the one after the last
 
 
 class RowStore:
-    """Keep the rows of a raster in a raw file and, for each block of rows that is safe on disk, a marker beside it.
+    """Keep the rows of a raster in a folder: in a raw file, with a marker for each block of rows that is safe on disk.
 
     The file is uint16, little-endian, sparse, and interleaved by line: band b and column c of row r lie at byte
-    2 · ((r · bands + b) · width + c). The marker ``<file>.<first>-<last>`` is made when the rows are on disk and holds
-    their checksum: a block without a marker that fits it does not exist. No file is made before the first block.
+    2 · ((r · bands + b) · width + c). The marker ``<first>-<last>`` is made when the rows are on disk and holds their
+    checksum: a block without a marker that fits it does not exist. The folder is not made before the first block.
 
     Processes may write at the same time, each its own rows.
 
     Args:
-        path: The file.
+        folder: The folder.
         shape: Bands, height and width of the raster.
+
+    Attributes:
+        path: The raw file.
     """
 
-    def __init__(self, path: Path, shape: tuple[int, int, int]) -> None:
-        self.path = path
+    def __init__(self, folder: Path, shape: tuple[int, int, int]) -> None:
+        self.folder = folder
+        self.path = folder / "rows"
         self.shape = shape
 
     def write(self, first_row: int, values: NDArray[np.uint16]) -> None:
@@ -41,6 +46,7 @@ class RowStore:
         last_row = first_row + values.shape[1]
         if values.shape != (bands, last_row - first_row, width) or not 0 <= first_row < last_row <= height:
             raise ValueError(f"rows {values.shape} from row {first_row} do not fit a raster {self.shape}")
+        self.folder.mkdir(parents=True, exist_ok=True)
         self._cut_out(first_row, last_row)
         data = np.ascontiguousarray(values.swapaxes(0, 1), dtype="<u2").data.cast("B")
         self.path.touch()
@@ -75,10 +81,8 @@ class RowStore:
         return np.ascontiguousarray(values.reshape(rows, bands, width).swapaxes(0, 1), dtype=np.uint16)
 
     def remove(self) -> None:
-        """Delete the file and its markers, these first."""
-        for *_, marker in self._list_markers(0, sys.maxsize):
-            marker.unlink(missing_ok=True)
-        self.path.unlink(missing_ok=True)
+        """Delete all that is kept."""
+        shutil.rmtree(self.folder, ignore_errors=True)
 
     def _offset(self, row: int) -> int:
         bands, _, width = self.shape
@@ -86,14 +90,13 @@ class RowStore:
 
     def _list_markers(self, first_row: int, last_row: int) -> list[tuple[int, int, Path]]:
         """List first row, row after the last one, and file of the markers of blocks that hold some of the rows."""
-        pattern = re.compile(rf"{re.escape(self.path.name)}\.(\d+)-(\d+)")
-        files = list(self.path.parent.iterdir()) if self.path.parent.is_dir() else []
-        matches = [(pattern.fullmatch(file.name), file) for file in files]
+        files = sorted(self.folder.iterdir()) if self.folder.is_dir() else []
+        matches = [(_MARKER.fullmatch(file.name), file) for file in files]
         markers = [(int(match[1]), int(match[2]), file) for match, file in matches if match]
         return [(first, last, file) for first, last, file in markers if first < last_row and last > first_row]
 
     def _mark(self, first_row: int, last_row: int, checksum: int) -> None:
-        with write_file(self.path.with_name(f"{self.path.name}.{first_row}-{last_row}")) as temporary:
+        with write_file(self.folder / f"{first_row}-{last_row}") as temporary:
             temporary.write_text(json.dumps(self._describe(checksum)), encoding="utf-8")
 
     def _describe(self, checksum: int) -> dict[str, Any]:

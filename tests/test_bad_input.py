@@ -475,12 +475,21 @@ def test_pairing_onto_a_full_disk_is_reported_and_leaves_nothing(scenes_root: Pa
     assert not list(small_disk.iterdir())
 
 
-def test_predicting_onto_a_full_disk_is_reported_and_leaves_nothing(project: Path, small_disk: Path) -> None:
+def test_predicting_onto_a_full_disk_is_reported_and_goes_on_when_there_is_room(
+    project: Path, small_disk: Path
+) -> None:
     (small_disk / "ballast").write_bytes(bytes(640_000))
-    outcome = satdiff("predict", RUN, "--out", small_disk / "x", "--device", "cpu", cwd=project)
+    command = ("predict", RUN, "--out", small_disk / "x", "--device", "cpu")
+    outcome = satdiff(*command, cwd=project)
     assert outcome.code == 1, outcome.err
     assert "cannot write" in outcome.err
-    assert [path.name for path in small_disk.iterdir()] == ["ballast"]
+    assert {path.name for path in small_disk.iterdir()} <= {"ballast", ".x.partial"}  # nothing that looks finished
+    (small_disk / "ballast").unlink()
+    succeed(*command, cwd=project)
+    assert sorted(path.name for path in small_disk.iterdir()) == ["x", "x.pkl"]
+    for path in (small_disk / "x").glob("*.tif"):
+        expected = project / "data" / "predicted_masks" / RUN / path.name
+        np.testing.assert_array_equal(raster.read_probability(path), raster.read_probability(expected))
 
 
 # --- usage ---------------------------------------------------------------------------------------------------------

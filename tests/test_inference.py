@@ -1,14 +1,21 @@
 """The engine of prediction: exact, whatever the windows, batches and scenes; it can be stopped anywhere."""
 
+import copy
+import os
+import re
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
 import torch
+from command_line import satdiff, snapshot, succeed
+from conftest import RUN
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -19,6 +26,7 @@ from satdiff_cli.errors import ConfigError
 from satdiff_cli.inference import InferenceConfig, Predictor
 from satdiff_cli.inference.engine import VIEWS, Rows
 from satdiff_cli.inference.measuring import fit_memory
+from satdiff_cli.inference.profiling import STAGES
 from satdiff_cli.inference.reading import Span, map_ahead
 from satdiff_cli.radiometry import Normalization
 from satdiff_cli.windows import Window
@@ -265,3 +273,63 @@ def test_reading_ahead_is_bounded() -> None:
     results = map_ahead(lambda item: item, items(), workers=2)
     assert next(results) == 0
     assert len(taken) <= 4
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+@pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-4), ("bf16", 2e-2)])
+def test_a_gpu_finds_the_same(
+    tmp_path: Path, network: tuple[nn.Module, ModelCard], precision: Any, tolerance: float
+) -> None:
+    path = write_composite(tmp_path, (210, 150))
+    config = replace(PLAIN, precision=precision, batch_size=8)
+    predictor = Predictor(copy.deepcopy(network[0]), network[1], config, torch.device("cuda"))
+    found = collect(list(predictor.predict([whole(path)])))
+    np.testing.assert_allclose(found, predict(path, PLAIN, *network), rtol=0, atol=tolerance)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="there is no C++ compiler")
+def test_a_compiled_network_finds_the_same(tmp_path: Path, network: tuple[nn.Module, ModelCard]) -> None:
+    path = write_composite(tmp_path, (64, 64))
+    found = predict(path, replace(PLAIN, compile=True), copy.deepcopy(network[0]), network[1])
+    np.testing.assert_allclose(found, predict(path, PLAIN, *network), rtol=0, atol=1e-5)
+
+
+def test_compiling_without_a_compiler_is_a_message(network: tuple[nn.Module, ModelCard]) -> None:
+    with (
+        mock.patch.dict(os.environ, {"PATH": "", "CXX": "no-such-compiler"}),
+        pytest.raises(ConfigError, match=r"C\+\+ compiler"),
+    ):
+        Predictor(*network, replace(PLAIN, compile=True), CPU)
+
+
+# --- the command -----------------------------------------------------------------------------------------------------
+
+
+def test_a_dry_run_says_what_it_would_take_and_writes_nothing(project: Path) -> None:
+    before = snapshot(project)
+    outcome = succeed(
+        *("predict", RUN, "--scenes", "all", "--window", 64, "--overlap", 16, "--tta", "d4"),
+        *("--batch-size", 8, "--device", "cpu", "--dry-run", "--overwrite"),
+        cwd=project,
+    )
+    assert "78 windows in 78 batches on cpu" in outcome.err
+    for unit in (" s of computing", "GiB of memory", "GiB on disk"):
+        assert unit in outcome.err
+    assert snapshot(project) == before
+
+
+def test_a_profile_names_every_stage(project: Path) -> None:
+    outcome = succeed("predict", RUN, "--profile", "--out", "x", "--device", "cpu", cwd=project)
+    seconds = dict(re.findall(r"^  (\S.*?) +([\d.]+) s$", outcome.err, re.MULTILINE))
+    assert list(seconds) == list(STAGES)
+    assert float(seconds["compute"]) > 0
+
+
+def test_a_memory_limit_that_cannot_be_kept_is_refused(project: Path) -> None:
+    outcome = satdiff("predict", RUN, "--max-memory", 0.01, "--out", "x", "--device", "cpu", cwd=project)
+    assert outcome.code == 1
+    assert "the limit is 0.0 GiB" in outcome.err
+    assert "--max-memory" in outcome.err
+    assert not list(project.glob("*x*"))

@@ -19,28 +19,46 @@ SMALL, LARGE = (600, 500), (6000, 500)  # 48 MB of pixels
 MOST_GROWTH = 25 * 2**20  # bytes
 
 
-def predict_and_report(paths: list[Path], run: Path, sender: Connection) -> None:
+def predict_and_report(
+    paths: list[Path], run: Path, config: InferenceConfig, max_memory: int, sender: Connection
+) -> None:
     """Predict scenes one after the other and report this process's peak memory after each."""
     torch.set_num_threads(1)
     for path in paths:
         pair = Pair(path.stem, path.stem, path, None, "test", "", "")
-        plan = inference.Plan("x", {pair: run})
-        config = InferenceConfig(window=128, overlap=32, batch_size=2)
-        inference.run_plan(plan, config, predictions.Target(path.parents[1] / path.stem), inference.Work())
+        work = inference.Work(max_memory=max_memory)
+        target = predictions.Target(path.parents[1] / path.stem, overwrite=True)
+        inference.run_plan(inference.Plan("x", {pair: run}), config, target, work)
         sender.send(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
 
 
-def test_memory_does_not_grow_with_the_scene(tmp_path: Path) -> None:
+def measure_peaks(folder: Path, paths: list[Path], config: InferenceConfig, max_memory: int = 0) -> list[int]:
+    """Predict scenes in a process of their own; return its peak after each [bytes]."""
     parameters = {"encoder": "tu-test_efficientnet", "decoder": "unet", "fusion": "diff"}
     card = ModelCard("siamese", parameters, Normalization("band", BANDS, BANDS))
-    run = tmp_path / "run"
-    run.mkdir()
+    run = folder / "run"
+    run.mkdir(exist_ok=True)
     save_weights(run, build_model(card), card)
-    paths = [write_composite(tmp_path, shape, name=f"s{shape[0]}") for shape in (SMALL, LARGE)]
     receiver, sender = multiprocessing.Pipe(duplex=False)
-    process = multiprocessing.get_context("spawn").Process(target=predict_and_report, args=(paths, run, sender))
+    arguments = (paths, run, config, max_memory, sender)
+    process = multiprocessing.get_context("spawn").Process(target=predict_and_report, args=arguments)
     process.start()
     process.join()
-    small, large = receiver.recv(), receiver.recv()
+    assert process.exitcode == 0
+    return [receiver.recv() for _ in paths]
+
+
+def test_a_memory_limit_is_kept(tmp_path: Path) -> None:
+    path = write_composite(tmp_path, (600, 500))
+    config = InferenceConfig(window=256, overlap=32, batch_size=64)
+    (free,) = measure_peaks(tmp_path, [path], config)
+    limit = free - 300 * 2**20
+    (peak,) = measure_peaks(tmp_path, [path], config, limit)
+    assert peak < limit
+
+
+def test_memory_does_not_grow_with_the_scene(tmp_path: Path) -> None:
+    paths = [write_composite(tmp_path, shape, name=f"s{shape[0]}") for shape in (SMALL, LARGE)]
+    small, large = measure_peaks(tmp_path, paths, InferenceConfig(window=128, overlap=32, batch_size=2))
     assert large - small < MOST_GROWTH
     assert (tmp_path / f"s{LARGE[0]}.pkl").stat().st_size > 2 * LARGE[0] * LARGE[1]

@@ -301,7 +301,7 @@ def test_a_prediction_that_was_stopped_goes_on_where_it_was(tmp_path: Path) -> N
 def test_a_prediction_that_was_stopped_before_anything_was_done_leaves_nothing(tmp_path: Path) -> None:
     with contextlib.suppress(Stop), begin(Target(tmp_path / "tiny"), render_maps()) as writer:
         (writer.folder / ".inputs.jsonl").touch()
-        (writer.folder / ".b.rows").touch()
+        (writer.folder / ".b.rows").mkdir()
         raise Stop
     assert names_in(tmp_path) == []
 
@@ -323,7 +323,7 @@ def test_a_pair_is_forgotten_and_no_other(tmp_path: Path) -> None:
     write_some(target, maps, {"a": 4, "a.b": 2, "ab": 2})
     with contextlib.suppress(Stop), begin(target, maps) as writer:
         writer.path("a").unlink()
-        (writer.folder / ".a.level1.rows.0-4").touch()
+        (writer.folder / ".a.level1.rows").mkdir()
         assert [writer.has_rows(item) for item in maps] == [True, True, True]
         writer.forget("a")
         assert [writer.has_rows(item) for item in maps] == [False, True, True]
@@ -405,13 +405,13 @@ def test_a_prediction_killed_at_any_step_goes_on_to_the_same_result(tmp_path: Pa
 
     assert predict([(tmp_path / "whole", 1000)]) == [0]
     expected = snapshot(tmp_path / "whole")
-    jobs = [(tmp_path / f"killed{steps}", steps) for steps in range(is_new, 60, 2)]
+    jobs = [(tmp_path / f"killed{steps}", steps) for steps in range(is_new, 90, 2)]
     for folder, _ in jobs if not is_new else ():
         shutil.copytree(tmp_path / "whole", folder)
         (folder / "tiny.pkl").write_bytes(b"older")
         (folder / "tiny" / "older.tif").touch()
     codes = predict(jobs)
-    assert 15 < codes.count(-9) < 30
+    assert 15 < codes.count(-9) < 45
     for folder, _ in jobs:
         if is_new and (folder / "tiny").exists():  # what exists is complete
             assert expected.items() <= snapshot(folder).items()

@@ -918,7 +918,7 @@ def test_a_probability_raster_that_finds_no_space_is_reported_and_its_rows_are_k
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert "free some space" in caught.value.hint
-    assert sorted(item.name for item in tmp_path.iterdir()) == [".p.rows", ".p.rows.0-500", "p.tif"]
+    assert sorted(item.name for item in tmp_path.iterdir()) == [".p.rows", "p.tif"]
     assert (tmp_path / "p.tif").read_text(encoding="utf-8") == "older"
     with writer:
         pass

@@ -31,11 +31,11 @@ def store(tmp_path: Path) -> RowStore:
 
 
 def reopen(store: RowStore) -> RowStore:
-    return RowStore(store.path, store.shape)
+    return RowStore(store.folder, store.shape)
 
 
 def names_beside(store: RowStore) -> list[str]:
-    return sorted(path.name for path in store.path.parent.iterdir())
+    return sorted(path.relative_to(store.folder.parent).as_posix() for path in store.folder.parent.glob("*/*"))
 
 
 def test_opening_makes_no_file_and_all_rows_are_missing(store: RowStore) -> None:
@@ -119,9 +119,9 @@ def test_a_file_that_breaks_off_or_is_gone_makes_its_end_missing(store: RowStore
 def test_rows_of_another_raster_do_not_count(store: RowStore) -> None:
     write_block(store, render_rows(), 0, 31)
     for shape in ((2, 31, 34), (1, 31, 34), (2, 62, 17), (2, 30, 17)):
-        assert RowStore(store.path, shape).missing() == [(0, shape[1])]
-    assert RowStore(store.path.with_name(".a"), SHAPE).missing() == [(0, 31)]
-    assert RowStore(store.path.with_name("xa.rows"), SHAPE).missing() == [(0, 31)]
+        assert RowStore(store.folder, shape).missing() == [(0, shape[1])]
+    assert RowStore(store.folder.with_name(".a"), SHAPE).missing() == [(0, 31)]
+    assert RowStore(store.folder.with_name("xa.rows"), SHAPE).missing() == [(0, 31)]
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "3", "{}", '{"shape": [2, 31, 17], "crc32": -1}', "\udc80"])
@@ -150,7 +150,7 @@ def test_writing_over_part_of_a_block_keeps_the_rest_of_it(store: RowStore) -> N
     np.testing.assert_array_equal(store.read(12, 20), new[:, 12:20])
     np.testing.assert_array_equal(store.read(20, 31), old[:, 20:])
     write_block(store, new, 0, 31)
-    assert names_beside(store) == [".a.rows", ".a.rows.0-31"]
+    assert names_beside(store) == [".a.rows/0-31", ".a.rows/rows"]
 
 
 def test_what_was_torn_is_not_made_whole_by_writing_beside_it(store: RowStore) -> None:
@@ -191,11 +191,11 @@ def test_rows_that_do_not_fit_are_refused(store: RowStore, first: int, shape: tu
 
 
 def test_removing_leaves_other_files_alone(store: RowStore) -> None:
-    other = RowStore(store.path.with_name(".a.rows.b"), SHAPE)
+    other = RowStore(store.folder.with_name(".a.rows.b"), SHAPE)
     write_block(store, render_rows(), 0, 31)
     write_block(other, render_rows(), 0, 31)
     store.remove()
-    assert names_beside(store) == [".a.rows.b", ".a.rows.b.0-31"]
+    assert names_beside(store) == [".a.rows.b/0-31", ".a.rows.b/rows"]
     store.remove()
     assert other.missing() == []
 

@@ -123,7 +123,7 @@ def test_a_killed_prediction_goes_on_and_ends_like_an_uninterrupted_one(
     write = RowStore.write
 
     def record(store: RowStore, first_row: int, values: Any) -> None:
-        written.append((store.path.name, first_row, first_row + values.shape[1]))
+        written.append((store.folder.name, first_row, first_row + values.shape[1]))
         write(store, first_row, values)
 
     with mock.patch.object(RowStore, "write", record):
@@ -146,7 +146,7 @@ def keep_record(root: Path) -> list[tuple[str, int, int]]:
         if store.path.exists():
             missing = store.missing()
             edges = [0, *itertools.chain.from_iterable(missing), grid.height]
-            kept += [(store.path.name, first, last) for first, last in zip(edges[::2], edges[1::2], strict=True)]
+            kept += [(store.folder.name, first, last) for first, last in zip(edges[::2], edges[1::2], strict=True)]
     return [block for block in kept if block[1] < block[2]]
 
 
@@ -161,7 +161,7 @@ def test_a_prediction_killed_again_and_again_ends_like_an_uninterrupted_one(
 
 def test_rows_that_a_power_cut_spoilt_are_computed_again(project: Path, whole: dict[str, bytes]) -> None:
     kill(project, "satdiff_cli.rowstore:RowStore.write", 2, "after")
-    (rows,) = (project / PARTIAL).glob(".*.rows")
+    (rows,) = (project / PARTIAL).glob(".*.rows/rows")
     with rows.open("r+b") as stream:
         stream.seek(20)
         stream.write(b"\x00\x01\x02\x03")
@@ -228,7 +228,7 @@ def test_workers_of_a_cluster_make_the_same_files_though_one_is_killed(project: 
 
     def kill_a_worker() -> None:
         for _ in range(12_000):
-            if any((project / PARTIAL).glob(".*.rows*")):
+            if any((project / PARTIAL).glob(".*.rows/*-*")):
                 for entry in Path("/proc").glob("[0-9]*/cmdline"):
                     try:
                         is_worker = b"ray::_Actor" in entry.read_bytes()

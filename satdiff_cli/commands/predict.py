@@ -110,7 +110,7 @@ def predict(
         out or data / artifacts.PREDICTIONS_DIR / plan.name, with_pickle=with_pickle, overwrite=overwrite
     )
     artifacts.check_output(target.folder, overwrite=overwrite or dry_run)
-    total = inference.count_windows(inference.list_scenes(plan), config)
+    total = inference.count_windows(plan.scenes, config)
     options.say(
         f"predict {len(plan.runs)} pairs with {', '.join(sorted({run.name for run in plan.runs.values()}))}: "
         f"{total} windows of {window} px, tta {tta}"
@@ -136,12 +136,11 @@ def predict(
 
 def say_estimate(plan: "Plan", config: "InferenceConfig", work: "Work", *, with_pickle: bool) -> None:
     """Say what a prediction would take, after a short measurement."""
-    from satdiff_cli import inference
     from satdiff_cli.inference.measuring import GIB, estimate
 
     for pair, run in plan.runs.items():
         options.say(f"  {pair.pair_id} with {run.name}")
-    expected = estimate(inference.list_scenes(plan), config, work, with_pickle=with_pickle)
+    expected = estimate(plan.scenes, config, work, with_pickle=with_pickle)
     minutes, seconds = divmod(round(expected.seconds), 60)
     options.say(
         f"{expected.windows} windows in {expected.batches} batches on {work.device}; "

@@ -214,7 +214,7 @@ def finish_folds(results: "Sequence[training.TrainingSummary]", data: Path, *, d
     plan = inference.plan_out_of_fold(pairing.read_pairs(data), runs, allow_missing=False)
     target = predictions.Target.at(place_out_of_fold(data, runs[0].name), overwrite=True)
     config = inference.InferenceConfig()
-    total = inference.count_windows(inference.list_scenes(plan), config)
+    total = inference.count_windows(plan.scenes, config)
     with options.progress_bar("predicting out of fold", total) as bar:
         work = inference.Work(checkpoint.pick_device(device), on_window=bar.advance, say=options.say)
         inference.run_plan(plan, config, target, work)

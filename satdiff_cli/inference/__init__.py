@@ -4,7 +4,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, field, replace
 from itertools import groupby
 from pathlib import Path
@@ -16,14 +16,15 @@ import torch
 from satdiff_cli import __version__
 from satdiff_cli.artifacts import MANIFEST_NAME, Manifest, describe_inputs, list_some, read_manifest
 from satdiff_cli.checkpoint import CARD_NAME, find_weights, load_model, read_card
+from satdiff_cli.cluster import connect
 from satdiff_cli.config import Engine
 from satdiff_cli.inference.engine import InferenceConfig, Predictor
 from satdiff_cli.inference.measuring import fit_memory
-from satdiff_cli.inference.planning import Plan, plan_out_of_fold, plan_prediction
+from satdiff_cli.inference.planning import Plan, Scene, plan_out_of_fold, plan_prediction
 from satdiff_cli.inference.profiling import Profile
-from satdiff_cli.inference.scenes import Scene, SceneFolder, Task, count_task, predict_tasks
+from satdiff_cli.inference.scenes import SceneFolder, Task, count_task, predict_tasks
 from satdiff_cli.predictions import PredictionHeader, PredictionWriter, Target, resume_prediction
-from satdiff_cli.raster import read_grid
+from satdiff_cli.raster import ONE_PASS_CACHE_BYTES, bound_cache
 
 __all__ = [
     "InferenceConfig",
@@ -31,7 +32,6 @@ __all__ = [
     "Predictor",
     "Work",
     "count_windows",
-    "list_scenes",
     "plan_out_of_fold",
     "plan_prediction",
     "run_plan",
@@ -65,12 +65,6 @@ class Work:
     profile: Profile = field(default_factory=Profile)
 
 
-def list_scenes(plan: Plan) -> dict[Scene, Path]:
-    """Return the scenes of a plan with the run that predicts each; those of a run follow each other."""
-    pairs = sorted(plan.runs, key=lambda pair: (plan.runs[pair], pair.pair_id))
-    return {Scene(pair.pair_id, pair.composite, read_grid(pair.composite)): plan.runs[pair] for pair in pairs}
-
-
 def count_windows(scenes: Iterable[Scene], config: InferenceConfig) -> int:
     """Count the windows of scenes at all levels."""
     folder = SceneFolder(Path(), config, 1)
@@ -97,7 +91,7 @@ def run_plan(plan: Plan, config: InferenceConfig, target: Target, work: Work) ->
     Returns:
         The header of the prediction; its threshold is the mean over the runs' cards.
     """
-    scenes = list_scenes(plan)
+    scenes = plan.scenes
     config = fit_window(config, scenes)
     used = sorted(set(scenes.values()))
     header = PredictionHeader(
@@ -117,7 +111,11 @@ def run_plan(plan: Plan, config: InferenceConfig, target: Target, work: Work) ->
         "pairs": {scene.pair_id: run.name for scene, run in scenes.items()},
     }
     manifest = Manifest("prediction", config=settings, inputs=weights)
-    with resume_prediction(target, header, manifest, identity) as writer:
+    with (
+        bound_cache(ONE_PASS_CACHE_BYTES),
+        connect(work.address) if work.engine == "ray" else nullcontext(),
+        resume_prediction(target, header, manifest, identity) as writer,
+    ):
         report_resumed(writer, work.say)
         with watch_inputs(writer, scenes, root, work.say) as inputs:
             for run, own in groupby(scenes, key=scenes.__getitem__):
@@ -194,7 +192,7 @@ def watch_inputs(
         for pair_id, future in now.items():
             if known.get(future.result()["path"]) != future.result():
                 writer.forget(pair_id)
-                say(f"resume {pair_id} begins again: its composite changed since")
+                say(f"resume {pair_id} begins again: its composite is another one than before")
 
         def describe_and_log(scene: Scene) -> dict[str, Any]:
             described = describe(scene)

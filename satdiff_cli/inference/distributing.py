@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 from satdiff_cli.checkpoint import load_model, pick_device
 from satdiff_cli.cluster import Pool, connect
 from satdiff_cli.inference.engine import InferenceConfig, Predictor
-from satdiff_cli.inference.scenes import Scene, SceneFolder, Task, count_task, predict_tasks
+from satdiff_cli.inference.planning import Scene
+from satdiff_cli.inference.scenes import SceneFolder, Task, count_task, predict_tasks
 
 if TYPE_CHECKING:
     from satdiff_cli.inference import Work

@@ -1,6 +1,8 @@
 """Model and composites to probability: windows in full batches, blended on the device, in memory that does not grow."""
 
 import math
+import os
+import shutil
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
@@ -94,9 +96,13 @@ class Rows:
         """Return float32 (classes, rows, W), NaN where not valid."""
         return np.where(self.valid, self.probability.cpu().numpy(), np.float32(np.nan))
 
+    @torch.inference_mode()
     def encode(self) -> Tensor:
-        """Return what is stored, uint16 (classes, rows, W), on the device; see ``encode_probability``."""
-        return (self.probability * PROBABILITY_STEPS).round().to(torch.int32).to(torch.uint16)
+        """Return what is stored, uint16 (classes, rows, W), on the device; the probability is used up for it.
+
+        It is what ``encode_probability`` returns, but where nothing is valid.
+        """
+        return self.probability.mul_(PROBABILITY_STEPS).round_().to(torch.uint16)
 
 
 @dataclass
@@ -177,7 +183,7 @@ class Predictor:
         self._model = model.to(device).to(memory_format=torch.channels_last).eval()
         self._adapted = find_adapted(self._model, card.adapt_bn)
         self._learnt = [[moment.clone() for moment in read_moments(layer)] for layer in self._adapted]
-        self.network: Callable[..., Tensor] = torch.compile(self._model) if config.compile else self._model
+        self.network: Callable[..., Tensor] = compile_network(self._model, device) if config.compile else self._model
         dtype = _DTYPES.get(resolve_precision(config.precision, device))
         self.autocast: Callable[[], Any] = (lambda: torch.autocast(device.type, dtype)) if dtype else nullcontext
         self._pixels = torch.empty(0)
@@ -266,12 +272,12 @@ class Predictor:
         strip = Strip(self.device)
         chunk: Chunk | None = first
         for window in windows:
+            strip.drop(window.row)
             while strip.last_row < window.row + window.height:
                 chunk = chunk or self._next(chunks)
                 strip.add(chunk)
                 scene.valid.append(chunk.valid[max(0, scene.span.first_row - chunk.first_row) :])
                 chunk = None
-            strip.drop(window.row)
             is_computed = strip.has_valid(window)
             if is_computed:
                 with self.profile.measure("normalise"):
@@ -432,6 +438,17 @@ class Predictor:
             for value, scene in zip(learnt, read_moments(layer), strict=True):
                 scene.copy_(value.lerp(scene, weight))
             layer.eval()
+
+
+def compile_network(network: nn.Module, device: torch.device) -> Callable[..., Tensor]:
+    """Let torch compile a network, when it is first called.
+
+    Raises:
+        ConfigError: That takes a compiler for this processor, and there is none.
+    """
+    if device.type == "cpu" and not any(map(shutil.which, (os.environ.get("CXX", "g++"), "g++", "clang++"))):
+        raise ConfigError("--compile takes a C++ compiler, and there is none", "install g++, or leave --compile out")
+    return torch.compile(network)
 
 
 def find_adapted(model: nn.Module, which: AdaptBatchNorm) -> list[nn.modules.batchnorm._BatchNorm]:

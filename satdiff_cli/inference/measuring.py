@@ -13,9 +13,10 @@ import torch
 from satdiff_cli.checkpoint import load_model
 from satdiff_cli.errors import ConfigError
 from satdiff_cli.inference.engine import VIEWS, InferenceConfig, Predictor
+from satdiff_cli.inference.planning import Scene
 from satdiff_cli.inference.reading import CHUNK_BYTES
-from satdiff_cli.inference.scenes import WRITES_AHEAD, Scene, SceneFolder
-from satdiff_cli.raster import BLOCK_PX, CACHE_BYTES
+from satdiff_cli.inference.scenes import WRITES_AHEAD, SceneFolder
+from satdiff_cli.raster import BLOCK_PX, ONE_PASS_CACHE_BYTES
 
 if TYPE_CHECKING:
     from satdiff_cli.inference import Work
@@ -111,7 +112,7 @@ def row_memory(shapes: Iterable[tuple[int, int]], predictor: Predictor) -> int:
     held = math.ceil(config.window / BLOCK_PX + 1) * width * BLOCK_PX * pixel
     blended = config.window * width * card.classes * _FLOAT_BYTES
     waiting = WRITES_AHEAD * (config.window - config.overlap) * width * card.classes * _ENCODED_BYTES
-    return held + (predictor.workers + 1) * chunk + 2 * blended + waiting + CACHE_BYTES
+    return held + (predictor.workers + 1) * chunk + 2 * blended + waiting + ONE_PASS_CACHE_BYTES
 
 
 def fit_memory(predictor: Predictor, shapes: Sequence[tuple[int, int]], limit: int) -> None:

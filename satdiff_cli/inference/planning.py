@@ -1,7 +1,9 @@
 """Say which run predicts which pair, and what the prediction is called."""
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from satdiff_cli.artifacts import list_some
@@ -9,6 +11,24 @@ from satdiff_cli.catalog import TEST_FOLD
 from satdiff_cli.checkpoint import out_of_fold_name, read_card
 from satdiff_cli.errors import ConfigError, KeyMismatchError
 from satdiff_cli.pairing import Pair
+from satdiff_cli.raster import Grid, read_grid
+
+READERS = 8  # threads that look into composites
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A pair that is predicted.
+
+    Attributes:
+        pair_id: The pair.
+        composite: Its composite.
+        grid: The composite's grid.
+    """
+
+    pair_id: str
+    composite: Path
+    grid: Grid
 
 
 @dataclass(frozen=True)
@@ -17,6 +37,17 @@ class Plan:
 
     name: str
     runs: dict[Pair, Path]
+
+    @cached_property
+    def scenes(self) -> dict[Scene, Path]:
+        """The scenes with the run that predicts each; those of a run follow each other."""
+        pairs = sorted(self.runs, key=lambda pair: (self.runs[pair], pair.pair_id))
+        with ThreadPoolExecutor(READERS) as pool:
+            grids = pool.map(read_grid, [pair.composite for pair in pairs])
+            return {
+                Scene(pair.pair_id, pair.composite, grid): self.runs[pair]
+                for pair, grid in zip(pairs, grids, strict=True)
+            }
 
 
 def plan_prediction(pairs: Sequence[Pair], runs: Sequence[Path], scenes: str) -> Plan:

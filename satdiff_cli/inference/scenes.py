@@ -15,32 +15,18 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from satdiff_cli.inference.cascade import CascadeConfig, combine_levels
-from satdiff_cli.inference.engine import InferenceConfig, Predictor, Rows
+from satdiff_cli.inference.engine import InferenceConfig, Predictor
+from satdiff_cli.inference.planning import Scene
 from satdiff_cli.inference.reading import Span
 from satdiff_cli.probability import PROBABILITY_NODATA, decode_probability
-from satdiff_cli.raster import Composite, Grid, ProbabilityWriter
+from satdiff_cli.raster import Composite, ProbabilityWriter
 from satdiff_cli.rowstore import RowStore
 from satdiff_cli.windows import Window
 
 BLOCK_BYTES = 2**22  # rows are kept once there are so many of them,
 BLOCK_SECONDS = 5.0  # or after this time
 _STORED_BYTES = 2
-WRITES_AHEAD = 4  # blocks that may wait to be written before the network waits
-
-
-@dataclass(frozen=True)
-class Scene:
-    """A pair that is predicted.
-
-    Attributes:
-        pair_id: The pair.
-        composite: Its composite.
-        grid: The composite's grid.
-    """
-
-    pair_id: str
-    composite: Path
-    grid: Grid
+WRITES_AHEAD = 2  # rows of windows that may wait to be written before the network waits
 
 
 @dataclass(frozen=True)
@@ -93,14 +79,15 @@ class SceneFolder:
         """List what is still to be predicted of a task; rows that were kept before are checked and not done again."""
         span = task.span
         return [
-            replace(task, span=replace(span, first_row=max(first, span.first_row), last_row=min(last, span.last_row)))
-            for first, last in self.store(task.scene, task.level).missing()
-            if first < span.last_row and last > span.first_row
+            replace(task, span=replace(span, first_row=first, last_row=last))
+            for first, last in self.store(task.scene, task.level).missing((span.first_row, span.last_row))
         ]
 
     def finish(self, scene: Scene) -> None:
         """Put a scene whose rows are all there together: mix the levels of a cascade, and write the file."""
         path = self.folder / f"{scene.pair_id}.tif"
+        if path.is_file():  # by a worker that was lost before it could say so
+            return
         with ProbabilityWriter(path, scene.grid, classes=self.classes, tags=self.tags) as output:
             if self.config.cascade:
                 self._mix_levels(scene, output, self.config.cascade)
@@ -147,21 +134,22 @@ def predict_tasks(
         on_window: Called with the number of windows done.
         on_task: Called in that thread when all rows of a task are kept.
     """
-    block: list[tuple[int, NDArray[np.uint16]]] = []
-    kept_at = time.monotonic()
+    block: list[NDArray[np.uint16]] = []
+    first_row, kept_at = 0, time.monotonic()
 
-    def keep(rows: Rows, encoded: Tensor) -> None:
-        nonlocal kept_at
-        task = tasks[rows.span]
+    def keep(task: Task, row: int, encoded: Tensor, valid: NDArray[np.bool_]) -> None:
+        nonlocal first_row, kept_at
         with predictor.profile.measure("fetch"):
             values = encoded.cpu().numpy()
         with predictor.profile.measure("write"):
-            block.append((rows.first_row, np.where(rows.valid, values, np.uint16(PROBABILITY_NODATA))))
-            is_last = rows.last_row == task.span.last_row
+            values[:, ~valid] = PROBABILITY_NODATA
+            first_row = first_row if block else row
+            block.append(values)
+            is_last = row + len(valid) == task.span.last_row
             is_due = time.monotonic() > kept_at + BLOCK_SECONDS
-            if is_last or is_due or sum(part.nbytes for _, part in block) >= BLOCK_BYTES:
-                joined = np.concatenate([part for _, part in block], axis=1)
-                folder.store(task.scene, task.level).write(block[0][0], joined)
+            if is_last or is_due or sum(part.nbytes for part in block) >= BLOCK_BYTES:
+                joined = np.concatenate(block, axis=1) if len(block) > 1 else values
+                folder.store(task.scene, task.level).write(first_row, joined)
                 block.clear()
                 kept_at = time.monotonic()
         if is_last:
@@ -170,7 +158,7 @@ def predict_tasks(
 
     with write_behind(keep) as submit:
         for rows in predictor.predict([task.span for task in tasks], on_window):
-            submit(rows, rows.encode())
+            submit(tasks[rows.span], rows.first_row, rows.encode(), rows.valid)
 
 
 @contextmanager
