@@ -8,8 +8,8 @@ Each comparison runs its sides in turn within a round, files in, files out: read
 loading the weights. The bare network computes resident batches of the same shape, number format and views; satdiff is
 compared with it by the pixels of all windows, so that overlap, which is asked for, is no loss.
 
-``--parts memory`` predicts a scene of 2 000 × 2 000 px and one of ``--side`` in processes of their own, and compares
-their peaks.
+``--parts torchgeo`` needs that package, and georeferenced scenes. ``--parts memory`` predicts a scene of
+2 000 × 2 000 px and one of ``--side`` in processes of their own, and compares their peaks.
 """
 
 import argparse
@@ -189,6 +189,59 @@ def compare_with_bare(pairs: list[Pair], run: Path, given: argparse.Namespace, d
     print("  " + ", ".join(f"{stage} {seconds:.2f} s" for stage, seconds in profile.seconds.items()))
 
 
+def predict_with_torchgeo(
+    model: nn.Module, card: checkpoint.ModelCard, pairs: list[Pair], out: Path, *, config: inference.InferenceConfig
+) -> None:
+    """Predict with torchgeo's dataset, grid sampler and loader in one worker, as its documentation puts them together.
+
+    It has no way to put windows together again: later ones are written over earlier ones, in an array of the scene.
+    """
+    from torch.utils.data import DataLoader
+    from torchgeo.datasets import RasterDataset, stack_samples
+    from torchgeo.samplers import GridGeoSampler
+
+    out.mkdir()
+    for pair in pairs:
+        with raster.Composite(pair.composite) as composite:
+            grid, statistics_ = composite.grid, composite.statistics
+        dataset = RasterDataset(str(pair.composite))
+        sampler = GridGeoSampler(dataset, size=config.window, stride=config.window - config.overlap)
+        loader = DataLoader(dataset, batch_size=2, sampler=sampler, collate_fn=stack_samples, num_workers=1)
+        border = config.window  # windows reach beyond the scene
+        result = np.zeros((grid.height + 3 * border, grid.width + 3 * border), np.float32)
+        for batch in loader:
+            images = batch["image"].numpy()
+            valid = np.ones(images.shape[-2:], bool)
+            stack = torch.from_numpy(
+                np.stack([card.normalization.apply(image, valid, statistics_) for image in images])
+            )
+            with torch.inference_mode():
+                found = torch.sigmoid(model(*stack.unbind(1)))[:, 0].numpy()
+            for probability, (x, y, _) in zip(found, batch["bounds"], strict=True):
+                col, row = (round(value) for value in ~grid.affine @ (x.start, y.stop))
+                height, width = probability.shape
+                result[row + border : row + border + height, col + border : col + border + width] = probability
+        inside = result[border : border + grid.height, border : border + grid.width]
+        raster.write_band(out / pair.composite.name, inside, grid)
+
+
+def compare_with_torchgeo(pairs: list[Pair], run: Path, given: argparse.Namespace, device: torch.device) -> None:
+    """Print satdiff's speed against torchgeo's, with the same windows and one view, on a CPU."""
+    model, card = checkpoint.load_model(run)
+    config = inference.InferenceConfig(given.window, given.overlap, batch_size=given.batch_size)
+    ratios = []
+    with tempfile.TemporaryDirectory() as folder:
+        for number in range(given.rounds):
+            out = Path(folder) / f"torchgeo{number}"
+            peer, _ = clock(lambda: predict_with_torchgeo(model, card, pairs, out, config=config), device)  # noqa: B023
+            ours, _ = clock(
+                lambda: predict_as_satdiff(pairs, run, config, Path(folder) / "s", device=device, pickled=False), device
+            )
+            ratios.append(peer / ours)
+            print(f"{run.name}: torchgeo {peer:.1f} s, satdiff {ours:.1f} s for {len(pairs)} scenes")
+    print(f"{run.name}: ratio {statistics.median(ratios):.2f}")
+
+
 def compare_settings(pairs: list[Pair], run: Path, given: argparse.Namespace, device: torch.device) -> None:
     """Print time and F1 of the second original's 49-fold overlap against our windows, without and with a cascade."""
     card = checkpoint.read_card(run)
@@ -269,7 +322,9 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("project", type=Path, help="project folder, paired (with --child: a composite)")
     parser.add_argument("runs", type=Path, nargs="+", help="folders of runs; the original's loop uses the first")
-    parser.add_argument("--parts", nargs="*", default=["original", "bare"], help="original, bare, settings, memory")
+    parser.add_argument(
+        "--parts", nargs="*", default=["original", "bare"], help="original, bare, torchgeo, settings, memory"
+    )
     parser.add_argument("--tta", default="d4", help="views that are averaged")
     parser.add_argument("--window", type=int, default=512, help="side of a window [px]")
     parser.add_argument("--overlap", type=int, default=128, help="overlap of windows [px]")
@@ -296,6 +351,8 @@ def main() -> None:
     for run in given.runs:
         if "bare" in given.parts:
             compare_with_bare(pairs, run, given, device)
+    if "torchgeo" in given.parts:
+        compare_with_torchgeo(pairs, given.runs[-1], given, device)
     if "settings" in given.parts:
         compare_settings(pairs, given.runs[-1], given, device)
     if "memory" in given.parts:
