@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -9,16 +10,19 @@ import torch
 from command_line import succeed
 from conftest import LABELLED, RUN, TINY, pair_id
 from numpy.typing import NDArray
+from test_inference import write_composite
 from torch import nn
 
 from satdiff_cli import checkpoint, pairing, raster
 from satdiff_cli.config import AdaptBatchNorm
 from satdiff_cli.inference import InferenceConfig, Predictor
-from satdiff_cli.inference.engine import find_adapted, read_moments
+from satdiff_cli.inference.engine import find_adapted, read_moments, read_spread
+from satdiff_cli.inference.reading import Span
 from satdiff_cli.metrics import ThresholdCurve
-from satdiff_cli.windows import Window
+from satdiff_cli.windows import Window, WindowPlan
 
 CPU = torch.device("cpu")
+NOTHING = np.zeros((64, 64), bool)
 WHOLE = InferenceConfig(window=256, overlap=0, precision="fp32")
 
 
@@ -92,3 +96,28 @@ def test_a_run_that_adapts_has_the_threshold_of_whole_adapted_scenes(project: Pa
     assert card.threshold == curve.best_threshold()
     assert card.scores["iou"] == pytest.approx(curve.confusion_at(card.threshold).iou)
     succeed("predict", "adapted", "--device", "cpu", cwd=project)
+
+
+def test_a_scene_without_a_valid_window_leaves_what_was_learnt(project_root: Path) -> None:
+    model, card = load(project_root, "all")
+    predictor = Predictor(model, card, replace(WHOLE, window=64), CPU)
+    layers = find_adapted(model, "all")
+    before = [[moment.clone() for moment in read_moments(layer)] for layer in layers]
+    path = project_root / "data" / "composites" / f"{pair_id(0)}.tif"
+    with mock.patch.object(raster.Composite, "read_at", lambda self, window, _: (self.read(window), NOTHING)):
+        predictor._adapt(Span(path, raster.read_grid(path).shape, 0, 1), predictor.config.plan((150, 190)))
+    for layer, learnt in zip(layers, before, strict=True):
+        for moment, value in zip(read_moments(layer), learnt, strict=True):
+            torch.testing.assert_close(moment, value)
+
+
+def test_windows_to_adapt_to_are_looked_for_until_enough_are_valid(tmp_path: Path) -> None:
+    def only_a_corner(mask: NDArray[np.bool_]) -> None:
+        mask[:] = False
+        mask[:100, :100] = True
+
+    path = write_composite(tmp_path, (600, 600), valid=only_a_corner)
+    with raster.Composite(path) as composite:
+        found = list(read_spread(composite, WindowPlan((600, 600), 32, 0), 6))
+    assert len(found) == 6
+    assert all(valid.any() for _, valid in found)

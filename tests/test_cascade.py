@@ -48,6 +48,7 @@ def test_the_aspect_of_a_scene_is_kept() -> None:
         {"factor": 1.0},
         {"weight": -0.1},
         {"finest": 2, "coarsest": 1},
+        {"finest": 2, "coarsest": 0},
     ],
 )
 def test_an_impossible_cascade_is_refused(values: dict[str, float]) -> None:

@@ -26,8 +26,10 @@ from satdiff_cli.errors import ConfigError
 from satdiff_cli.inference import InferenceConfig, Predictor
 from satdiff_cli.inference.engine import VIEWS, Rows
 from satdiff_cli.inference.measuring import fit_memory
+from satdiff_cli.inference.planning import Scene
 from satdiff_cli.inference.profiling import STAGES
 from satdiff_cli.inference.reading import Span, map_ahead
+from satdiff_cli.inference.scenes import SceneFolder, Task, predict_tasks
 from satdiff_cli.radiometry import Normalization
 from satdiff_cli.windows import Window
 
@@ -234,6 +236,59 @@ def test_a_gpu_out_of_memory_goes_on_with_half_the_batch_and_says_so_once(tmp_pa
     assert set(model.batches[1:]) == {2}
     assert len(said) == 1
     assert "2 at a time" in said[0]
+
+
+def test_windows_that_wait_survive_a_gpu_out_of_memory(tmp_path: Path) -> None:
+    paths = [write_composite(tmp_path, (64, 544), name=name) for name in ("a", "bb", "ccc")]
+    model = Recorder(most=4)
+    predictor = Predictor(model, CARD, replace(PLAIN, batch_size=8), CPU)
+    found = list(predictor.predict([whole(path) for path in paths]))  # 12 windows each: none fills a batch
+    for number, path in enumerate(paths):
+        np.testing.assert_array_equal(collect([rows for rows in found if rows.span == number]), predict(path))
+
+
+def test_what_is_not_valid_does_not_pile_up_behind_a_window_that_waits(tmp_path: Path) -> None:
+    def only_the_first_window(mask: NDArray[np.bool_]) -> None:
+        mask[64:] = False
+
+    path = write_composite(tmp_path, (3000, 64), valid=only_the_first_window)
+    predictor = Predictor(Recorder(), CARD, replace(PLAIN, batch_size=2), CPU)
+    with mock.patch("satdiff_cli.inference.engine.MOST_STEPS", 3):
+        rows = predictor.predict([whole(path)])
+        assert next(rows).last_row == 48
+        assert len(predictor._steps) < 12
+
+
+class Overflow(nn.Module):
+    """Give no number for the brightest pixels."""
+
+    def forward(self, before: Tensor, _: Tensor) -> Tensor:
+        return torch.where(before[:, :1] > 990, torch.nan, before[:, :1] / 1000)
+
+
+def test_pixels_without_a_number_are_not_stored_as_a_probability(tmp_path: Path) -> None:
+    path = write_composite(tmp_path, (64, 64))
+    predictor = Predictor(Overflow(), CARD, PLAIN, CPU)
+    grid = raster.read_grid(path)
+    folder = SceneFolder(tmp_path, PLAIN, 1)
+    tasks = folder.missing_tasks(Scene("c", path, grid))
+    with pytest.raises(ConfigError, match="no number for pixels of c") as caught:
+        predict_tasks(predictor, tasks, folder)
+    assert "--precision fp32" in caught.value.hint
+
+
+def test_an_error_of_a_thread_that_reads_or_writes_ends_the_prediction(tmp_path: Path) -> None:
+    path = write_composite(tmp_path, (300, 64))
+    folder = SceneFolder(tmp_path, PLAIN, 1)
+    tasks = folder.missing_tasks(Scene("c", path, raster.read_grid(path)))
+    predictor = Predictor(Recorder(), CARD, PLAIN, CPU)
+    for place in ("satdiff_cli.inference.scenes.RowStore.write", "satdiff_cli.inference.engine.read_chunk"):
+        with mock.patch(place, side_effect=OSError("no such disk")), pytest.raises(OSError, match="no such disk"):
+            predict_tasks(predictor, tasks, folder)
+    done: list[Task] = []
+    predict_tasks(predictor, tasks, folder, on_task=done.append)
+    assert done == tasks
+    assert folder.missing_tasks(tasks[0].scene) == []
 
 
 def test_a_single_window_that_does_not_fit_is_a_message(tmp_path: Path) -> None:

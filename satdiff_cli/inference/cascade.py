@@ -33,7 +33,8 @@ class CascadeConfig:
     finest: int = 0
 
     def __post_init__(self) -> None:
-        if self.factor <= 1 or self.weight < 0 or self.finest < 0 or (self.coarsest or self.finest) < self.finest:
+        coarsest = self.finest if self.coarsest is None else self.coarsest
+        if self.factor <= 1 or self.weight < 0 or not 0 <= self.finest <= coarsest:
             raise ConfigError(
                 f"a cascade from level {self.coarsest} to {self.finest} with factor {self.factor:g} and weight "
                 f"{self.weight:g} is impossible",

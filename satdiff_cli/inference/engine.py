@@ -21,7 +21,7 @@ from satdiff_cli.errors import ConfigError
 from satdiff_cli.inference.cascade import CascadeConfig
 from satdiff_cli.inference.profiling import Profile
 from satdiff_cli.inference.reading import Chunk, Span, Strip, map_ahead, plan_chunks, read_chunk
-from satdiff_cli.probability import PROBABILITY_STEPS
+from satdiff_cli.probability import PROBABILITY_NODATA, PROBABILITY_STEPS
 from satdiff_cli.radiometry import SceneStatistics, prepare_date
 from satdiff_cli.raster import Composite
 from satdiff_cli.windows import RowBlender, Window, WindowPlan
@@ -37,6 +37,8 @@ ADAPTATION_WINDOWS = 32
 ADAPTATION_BATCH = 4
 ADAPTATION_PRIOR_PX = 512**2  # a scene of this size counts as much as what was learnt
 AUTO_BATCH = {"cpu": 2, "cuda": 16}
+MOST_STEPS = 64  # windows that may wait for each place in a batch, nearly all of them without a valid pixel
+_STORED_BYTES = 2
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -98,11 +100,8 @@ class Rows:
 
     @torch.inference_mode()
     def encode(self) -> Tensor:
-        """Return what is stored, uint16 (classes, rows, W), on the device; the probability is used up for it.
-
-        It is what ``encode_probability`` returns, but where nothing is valid.
-        """
-        return self.probability.mul_(PROBABILITY_STEPS).round_().to(torch.uint16)
+        """Return what ``encode_probability`` would, uint16 (classes, rows, W), on the device; the rows are used up."""
+        return self.probability.mul_(PROBABILITY_STEPS).round_().nan_to_num_(PROBABILITY_NODATA).to(torch.uint16)
 
 
 @dataclass
@@ -186,7 +185,8 @@ class Predictor:
         self.network: Callable[..., Tensor] = compile_network(self._model, device) if config.compile else self._model
         dtype = _DTYPES.get(resolve_precision(config.precision, device))
         self.autocast: Callable[[], Any] = (lambda: torch.autocast(device.type, dtype)) if dtype else nullcontext
-        self._pixels = torch.empty(0)
+        self._pixels = self._raw = self._valid = torch.empty(0)
+        self._room = self.windows_at_once
         self._steps: list[_Step] = []
         self._waiting = 0
 
@@ -225,28 +225,15 @@ class Predictor:
             Rows as they are finished.
 
         Raises:
-            ConfigError: A composite does not have the bands that the network was trained on.
-            OutOfMemoryError: A single window does not fit the GPU.
+            ConfigError: A composite does not have the bands that the network was trained on, or a single window does
+                not fit the GPU.
         """
-        plans = [self.config.plan(span.shape) for span in spans]
-        windows = [
-            plan.windows(span.first_row, span.last_row) if span.first_row < span.last_row else []
-            for plan, span in zip(plans, spans, strict=True)
-        ]
-        nbytes = 2 * len(self.card.normalization.bands) * self.card.dates
-        reads = (
-            (span, rows)
-            for span, seen in zip(spans, windows, strict=True)
-            for rows in (plan_chunks(span, seen, nbytes) if seen else [])
-        )
-        on_gpu = self.device.type == "cuda"
-        chunks = map_ahead(
-            lambda read: read_chunk(*read, pin=on_gpu, profile=self.profile), reads, workers=self.workers
-        )
+        chunks = self._read(spans)
         self._steps, self._waiting = [], 0
-        for number, (span, plan, seen) in enumerate(zip(spans, plans, windows, strict=True)):
-            if not seen:
-                continue
+        self._room = self.windows_at_once  # stays, also if memory runs short: batches are then split
+        for number, span in enumerate(spans):
+            plan = self.config.plan(span.shape)
+            seen = plan.windows(span.first_row, span.last_row)
             first = self._next(chunks)
             check_bands(first, span.composite, self.card)
             is_alone = bool(self._adapted) or plan.window_shape != (plan.size, plan.size)
@@ -259,6 +246,17 @@ class Predictor:
             if is_alone:
                 yield from self._flush(on_window)
         yield from self._flush(on_window)
+
+    def _read(self, spans: Sequence[Span]) -> Iterator[Chunk]:
+        """Read the rows that the windows of spans see, ahead of their use."""
+        nbytes = _STORED_BYTES * len(self.card.normalization.bands) * self.card.dates
+        reads = (
+            (span, rows)
+            for span in spans
+            for rows in plan_chunks(span, self.config.plan(span.shape).windows(span.first_row, span.last_row), nbytes)
+        )
+        on_gpu = self.device.type == "cuda"
+        return map_ahead(lambda read: read_chunk(*read, pin=on_gpu, profile=self.profile), reads, workers=self.workers)
 
     def _predict_span(
         self,
@@ -285,7 +283,9 @@ class Predictor:
                     self._normalise(scene.moments, self._raw, self._valid, self._pixels[self._waiting])
             self._steps.append(_Step(scene, window, is_computed))
             self._waiting += is_computed
-            if self._waiting in {0, len(self._pixels)}:
+            # Windows without a valid pixel are not to pile up behind a few that wait.
+            is_long = len(self._steps) > MOST_STEPS * len(self._pixels)
+            if self._waiting in {0, len(self._pixels)} or is_long:
                 yield from self._flush(on_window)
         self._steps.append(_Step(scene, None))
         if not self._waiting:
@@ -317,7 +317,7 @@ class Predictor:
     def _reserve(self, plan: WindowPlan, *, is_alone: bool) -> None:
         """Make room for a batch of windows; one that only the windows of a single scene can share is no larger."""
         normalization, dates = self.card.normalization, self.card.dates
-        count = self.windows_at_once
+        count = self._room
         if is_alone:
             count = min(count, 2 ** math.ceil(math.log2(len(plan.rows) * len(plan.cols))))
         shape = (count, dates, len(normalization.channels), *plan.window_shape)
@@ -418,26 +418,35 @@ class Predictor:
             layer.reset_running_stats()
             layer.momentum = None  # the plain mean over all batches
             layer.train()
-        windows = plan.windows()
-        chosen = windows[:: math.ceil(len(windows) / ADAPTATION_WINDOWS)]
         with Composite(span.composite) as composite:
-            moments = self._moments(composite.statistics)
-            for start in range(0, len(chosen), ADAPTATION_BATCH):
-                images = [
-                    self._normalise(moments, torch.from_numpy(pixels).float(), torch.from_numpy(valid))
-                    for pixels, valid in (
-                        composite.read_at(window, span.shape) for window in chosen[start : start + ADAPTATION_BATCH]
-                    )
-                    if valid.any()
-                ]
-                if images:
-                    stack = torch.stack(images)
-                    self.run(torch.cat([stack, stack.flip(-1)]))  # a single pixel at depth has no deviation
-            weight = composite.statistics.count / (composite.statistics.count + ADAPTATION_PRIOR_PX)
+            moments, statistics = self._moments(composite.statistics), composite.statistics
+            seen = math.prod(span.shape) / math.prod(composite.grid.shape) * statistics.count
+            images = [
+                self._normalise(moments, torch.from_numpy(pixels).float(), torch.from_numpy(valid))
+                for pixels, valid in read_spread(composite, plan, ADAPTATION_WINDOWS)
+            ]
+        for start in range(0, len(images), ADAPTATION_BATCH):
+            stack = torch.stack(images[start : start + ADAPTATION_BATCH])
+            self.run(torch.cat([stack, stack.flip(-1)]))  # a single pixel at depth has no deviation
+        weight = seen / (seen + ADAPTATION_PRIOR_PX) if images else 0.0
         for layer, learnt in zip(self._adapted, self._learnt, strict=True):
             for value, scene in zip(learnt, read_moments(layer), strict=True):
                 scene.copy_(value.lerp(scene, weight))
             layer.eval()
+
+
+def read_spread(composite: Composite, plan: WindowPlan, most: int) -> Iterator[tuple[NDArray[Any], NDArray[np.bool_]]]:
+    """Read at most so many windows that have a valid pixel, spread over the scene: pixels and valid of each."""
+    windows = plan.windows()
+    step = math.ceil(len(windows) / most)
+    found = 0
+    for window in (window for offset in range(step) for window in windows[offset::step]):
+        pixels, valid = composite.read_at(window, plan.shape)
+        if valid.any():
+            yield pixels, valid
+            found += 1
+        if found == most:
+            return
 
 
 def compile_network(network: nn.Module, device: torch.device) -> Callable[..., Tensor]:

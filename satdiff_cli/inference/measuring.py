@@ -4,6 +4,7 @@ import math
 import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -55,8 +56,16 @@ class Estimate:
     disk: int
 
 
+def reset_peak(device: torch.device) -> None:
+    """Forget the most memory that was taken so far, where the system can."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    with suppress(OSError):  # of Linux alone
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+
+
 def peak_memory(device: torch.device) -> int:
-    """Return the most memory that was taken so far, of the device or of this process [bytes]."""
+    """Return the most memory that was taken, of the device or of this process, since ``reset_peak`` [bytes]."""
     if device.type == "cuda":
         return torch.cuda.max_memory_reserved(device)
     if sys.platform == "win32":  # has no such count
@@ -73,6 +82,7 @@ def measure_batch(predictor: Predictor, shape: tuple[int, int], *, images: int) 
     normalization = predictor.card.normalization
     size = (images, predictor.card.dates, len(normalization.channels), *shape)
     stack = torch.randn(size, device=predictor.device)
+    reset_peak(predictor.device)
     before = peak_memory(predictor.device)
     times = []
     for _ in range(3):
@@ -92,7 +102,7 @@ def estimate(scenes: Mapping[Scene, Path], config: InferenceConfig, work: "Work"
     if work.max_memory:
         fit_memory(predictor, shapes, work.max_memory)
     windows = sum(len(plan.rows) * len(plan.cols) for plan in map(config.plan, shapes))
-    measured = measure_batch(predictor, config.plan(max(shapes)).window_shape, images=predictor.batch_size)
+    measured = measure_batch(predictor, largest_window(shapes, config), images=predictor.batch_size)
     stored = [math.prod(scene.grid.shape) * classes * _ENCODED_BYTES for scene in scenes]
     return Estimate(
         windows,
@@ -101,6 +111,11 @@ def estimate(scenes: Mapping[Scene, Path], config: InferenceConfig, work: "Work"
         peak_memory(predictor.device) + row_memory(shapes, predictor),
         round(sum(stored) * (_WITH_OVERVIEWS + with_pickle) + max(stored)),
     )
+
+
+def largest_window(shapes: Iterable[tuple[int, int]], config: InferenceConfig) -> tuple[int, int]:
+    """Return height and width of the largest window of scenes."""
+    return max((config.plan(shape).window_shape for shape in shapes), key=math.prod)
 
 
 def row_memory(shapes: Iterable[tuple[int, int]], predictor: Predictor) -> int:
@@ -126,8 +141,7 @@ def fit_memory(predictor: Predictor, shapes: Sequence[tuple[int, int]], limit: i
         total = torch.cuda.get_device_properties(device).total_memory
         torch.cuda.set_per_process_memory_fraction(min(1.0, limit / total), device)
         return
-    side = config.plan(max(shapes)).window_shape
-    measured = measure_batch(predictor, side, images=1)
+    measured = measure_batch(predictor, largest_window(shapes, config), images=1)
     taken = peak_memory(device) - measured.image_bytes + row_memory(shapes, predictor)
     fitting = (limit - taken) // max(1, measured.image_bytes)
     if fitting < 1:

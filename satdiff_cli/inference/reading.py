@@ -31,7 +31,7 @@ class Span:
         composite: The composite.
         shape: Height and width that it is resampled to [px]; its own for none.
         first_row: First row that is wanted.
-        last_row: Row after the last one that is wanted.
+        last_row: Row after the last one that is wanted, which is another one.
     """
 
     composite: Path

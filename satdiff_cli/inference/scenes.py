@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from satdiff_cli.errors import ConfigError
 from satdiff_cli.inference.cascade import CascadeConfig, combine_levels
 from satdiff_cli.inference.engine import InferenceConfig, Predictor
 from satdiff_cli.inference.planning import Scene
@@ -132,7 +133,7 @@ def predict_tasks(
         tasks: What to do.
         folder: Where rows are kept.
         on_window: Called with the number of windows done.
-        on_task: Called in that thread when all rows of a task are kept.
+        on_task: Called, in another thread, when all rows of a task are kept.
     """
     block: list[NDArray[np.uint16]] = []
     first_row, kept_at = 0, time.monotonic()
@@ -142,6 +143,11 @@ def predict_tasks(
         with predictor.profile.measure("fetch"):
             values = encoded.cpu().numpy()
         with predictor.profile.measure("write"):
+            if (values[:, valid] == PROBABILITY_NODATA).any():
+                raise ConfigError(
+                    f"the network gives no number for pixels of {task.scene.pair_id}",
+                    "compute in another number format: --precision fp32; or train the run again",
+                )
             values[:, ~valid] = PROBABILITY_NODATA
             first_row = first_row if block else row
             block.append(values)
@@ -153,10 +159,13 @@ def predict_tasks(
                 block.clear()
                 kept_at = time.monotonic()
         if is_last:
-            with predictor.profile.measure("finish"):
-                on_task(task)
+            finish(task)
 
-    with write_behind(keep) as submit:
+    def report(task: Task) -> None:
+        with predictor.profile.measure("finish"):
+            on_task(task)
+
+    with write_behind(report) as finish, write_behind(keep) as submit:
         for rows in predictor.predict([task.span for task in tasks], on_window):
             submit(tasks[rows.span], rows.first_row, rows.encode(), rows.valid)
 

@@ -1,6 +1,7 @@
 """Read composites, and keep the statistics of their bands in them."""
 
 import json
+import math
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -19,6 +20,7 @@ from satdiff_cli.raster.grids import grid_of, to_rasterio
 from satdiff_cli.windows import Window
 
 STATISTICS_TAG = "SATDIFF_STATISTICS"
+TILE_BYTES = 2**25  # of the pixels that a tile of a smaller composite is the mean of
 
 
 def write_statistics(target: Any, statistics: SceneStatistics, *, valid_percent: float) -> None:
@@ -102,19 +104,36 @@ class Composite:
         """
         if shape == self.grid.shape:
             return self.read(window), self.read_valid(window)
-        # GDAL rounds where a read begins; so the same blocks of rows are read however they are asked for.
-        starts = range(window.row - window.row % BLOCK_PX, window.row + window.height, BLOCK_PX)
-        blocks = [Window(row, window.col, min(BLOCK_PX, shape[0] - row), window.width) for row in starts]
-        parts = [self._read_mean(block, shape) for block in blocks]
-        rows = slice(window.row - starts[0], window.row - starts[0] + window.height)
-        pixels, valid = (np.concatenate(arrays, axis=-2)[..., rows, :] for arrays in zip(*parts, strict=True))
+        pixels = np.empty((self._dataset.count, window.height, window.width), self._dataset.dtypes[0])
+        valid = np.empty((window.height, window.width), bool)
+        for tile in self._tiles(window, shape):
+            tile_pixels, tile_valid = self._read_mean(tile, shape)
+            top, left = max(tile.row, window.row), max(tile.col, window.col)
+            bottom = min(tile.row + tile.height, window.row + window.height)
+            right = min(tile.col + tile.width, window.col + window.width)
+            inside = slice(top - tile.row, bottom - tile.row), slice(left - tile.col, right - tile.col)
+            place = slice(top - window.row, bottom - window.row), slice(left - window.col, right - window.col)
+            pixels[:, *place], valid[place] = tile_pixels[:, *inside], tile_valid[inside]
         return pixels, valid
+
+    def _tiles(self, window: Window, shape: tuple[int, int]) -> Iterator[Window]:
+        """Cut a window of the composite made smaller where GDAL is to read it in one go.
+
+        It rounds where a read begins, so the same tiles are read whatever the window. And it averages band by band:
+        the pixels under a tile fit its cache, or each would be decoded again for each band.
+        """
+        factor = max(own / side for own, side in zip(self.grid.shape, shape, strict=True))
+        most = math.sqrt(TILE_BYTES / self.pixel_nbytes) / factor
+        side = min(BLOCK_PX, 2 ** max(0, int(math.log2(max(1.0, most)))))
+        for row in range(window.row - window.row % side, window.row + window.height, side):
+            for col in range(window.col - window.col % side, window.col + window.width, side):
+                yield Window(row, col, min(side, shape[0] - row), min(side, shape[1] - col))
 
     def _read_mean(self, window: Window, shape: tuple[int, int]) -> tuple[NDArray[Any], NDArray[np.bool_]]:
         """Read a window of the composite made smaller, in one go."""
         down, along = (own / side for own, side in zip(self.grid.shape, shape, strict=True))
         row, col = window.row * down, window.col * along
-        # The last row ends where the file does, not where rounding puts it.
+        # The last one ends where the file does, not where rounding puts it.
         height, width = (
             min(window.height * down, self.grid.height - row),
             min(window.width * along, self.grid.width - col),
