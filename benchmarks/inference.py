@@ -15,7 +15,6 @@ compared with it by the pixels of all windows, so that overlap, which is asked f
 import argparse
 import json
 import pickle
-import resource
 import statistics
 import subprocess
 import sys
@@ -34,6 +33,7 @@ from torch import nn
 from satdiff_cli import checkpoint, inference, pairing, predictions, raster
 from satdiff_cli.inference.cascade import CascadeConfig
 from satdiff_cli.inference.engine import VIEWS, Predictor
+from satdiff_cli.inference.measuring import peak_memory
 from satdiff_cli.inference.profiling import Profile
 from satdiff_cli.metrics import ThresholdCurve
 from satdiff_cli.pairing import Pair
@@ -314,7 +314,7 @@ def predict_in_child(composite: Path, run: Path, given: argparse.Namespace) -> N
             ),
             torch.device("cpu"),
         )
-    print(json.dumps({"peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, "seconds": seconds}))
+    print(json.dumps({"peak": peak_memory(torch.device("cpu")), "seconds": seconds}))
 
 
 def parse_arguments() -> argparse.Namespace:

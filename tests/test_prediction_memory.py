@@ -1,7 +1,6 @@
 """The memory that a prediction takes does not grow with the scene."""
 
 import multiprocessing
-import resource
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from test_inference import write_composite
 from satdiff_cli import inference, predictions
 from satdiff_cli.checkpoint import ModelCard, build_model, save_weights
 from satdiff_cli.inference import InferenceConfig
+from satdiff_cli.inference.measuring import peak_memory
 from satdiff_cli.pairing import Pair
 from satdiff_cli.radiometry import Normalization
 
@@ -29,7 +29,7 @@ def predict_and_report(
         work = inference.Work(max_memory=max_memory)
         target = predictions.Target(path.parents[1] / path.stem, overwrite=True)
         inference.run_plan(inference.Plan("x", {pair: run}), config, target, work)
-        sender.send(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+        sender.send(peak_memory(torch.device("cpu")))
 
 
 def measure_peaks(folder: Path, paths: list[Path], config: InferenceConfig, max_memory: int = 0) -> list[int]:
