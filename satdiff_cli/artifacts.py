@@ -269,6 +269,7 @@ def _lock_folder(folder: Path, path: Path) -> Iterator[None]:
     with ExitStack() as stack:
         while True:
             folder.mkdir(parents=True, exist_ok=True)
+            sync(folder.parent)
             try:
                 stream = stack.enter_context(lock.open("ab"))
                 fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -63,8 +63,19 @@ def main() -> None:
             raise
         where = f" {error.filename}" if error.filename else ""
         fail(f"cannot write{where}: {error.strerror}", "free some space or choose another --out; nothing was replaced")
-    except KeyboardInterrupt:
-        fail("stopped from the keyboard; nothing half-written is left", "")
+    except (KeyboardInterrupt, SystemExit) as stop:
+        if not is_interrupt(stop):
+            raise
+        fail(
+            "stopped from the keyboard; nothing half-written is left in the place of a result",
+            "the same command begins again, and satdiff predict goes on where it was",
+        )
+
+
+def is_interrupt(stop: BaseException) -> bool:
+    """Whether this is Ctrl-C, or the exit that Typer makes of it: without a word, with a code of its own."""
+    cause = stop.__cause__ or stop.__context__
+    return isinstance(stop, KeyboardInterrupt) or (cause is not None and is_interrupt(cause))
 
 
 def fail(message: str, hint: str) -> None:

@@ -125,6 +125,11 @@ class PredictionWriter:
         """Facts to keep in each raster."""
         return {"SATDIFF_RUN": self.header.run, "SATDIFF_THRESHOLD": str(self.header.threshold)}
 
+    @property
+    def log(self) -> Path:
+        """Where the maker of the prediction notes what it knows of its inputs; gone once the manifest says it."""
+        return self.folder / ".inputs.jsonl"
+
     def path(self, pair_id: str) -> Path:
         """Return where a pair's raster lies once it is finished."""
         return self.folder / f"{pair_id}.tif"
@@ -158,12 +163,12 @@ class PredictionWriter:
         folders = (self.folder / f".{pair_id}.rows", *self.folder.glob(f".{glob.escape(pair_id)}.level*.rows"))
         return [folder for folder in folders if folder.is_dir()]
 
-    def remove_scratch(self) -> None:
+    def remove_scratch(self, *, but_log: bool = False) -> None:
         """Delete what has a name that begins with a dot."""
         for path in sorted(self.folder.glob(".*")):
             if path.is_dir():
                 shutil.rmtree(path)
-            else:
+            elif path != self.log or not but_log:
                 path.unlink()
 
     def remove_scraps(self) -> None:
@@ -177,7 +182,9 @@ class PredictionWriter:
         found = {path.stem for path in self.folder.glob("[!.]*.tif")}
         if found != set(pair_ids):
             raise ValueError(f"{self.folder} holds {sorted(found)}, its header names {sorted(pair_ids)}")
-        self.remove_scratch()
+        self.remove_scratch(
+            but_log=True
+        )  # without it no raster counts, if this is stopped before the manifest is there
         scratch = self.folder / ".pickle"
         if target.with_pickle:
             with scratch.open("wb") as stream, bound_cache(ONE_PASS_CACHE_BYTES):
@@ -190,6 +197,7 @@ class PredictionWriter:
             self.folder,
             replace(manifest, inputs=[*manifest.inputs, *self.inputs], details={**manifest.details, **facts}),
         )
+        self.log.unlink(missing_ok=True)
         if target.with_pickle:
             scratch.replace(target.pickle)
         else:
@@ -307,7 +315,7 @@ class PickleReader:
         self._offsets = [stream.tell()]
 
     def read(self, pair_id: str) -> NDArray[np.float32]:
-        """Read one pair's probability, float32 (H, W) in [0, 1], NaN where not valid.
+        """Read one pair's probability, of the first class, float32 (H, W) in [0, 1], NaN where not valid.
 
         Raises:
             ArtifactError: The file breaks off, or holds something else.
@@ -317,7 +325,10 @@ class PickleReader:
             return check_probability(self._arrays[index], pair_id, self.path)
         for earlier in range(len(self._offsets) - 1, index):  # frames have no length: pass them to learn where it lies
             self._load(earlier)
-        return check_probability(self._load(index), pair_id, self.path)
+        value = self._load(index)
+        if isinstance(value, np.ndarray) and value.ndim == 3 and len(value):
+            value = value[0]
+        return check_probability(value, pair_id, self.path)
 
     def _load(self, index: int) -> Any:
         """Load a frame whose place is known, and learn the place of the next one."""
@@ -347,7 +358,7 @@ class FolderReader:
         self.header = header
 
     def read(self, pair_id: str) -> NDArray[np.float32]:
-        """Read one pair's probability, float32 (H, W) in [0, 1], NaN where not valid."""
+        """Read one pair's probability, of the first class, float32 (H, W) in [0, 1], NaN where not valid."""
         return read_probability(self.path / f"{pair_id}.tif")
 
 

@@ -46,7 +46,9 @@ class RowStore:
         last_row = first_row + values.shape[1]
         if values.shape != (bands, last_row - first_row, width) or not 0 <= first_row < last_row <= height:
             raise ValueError(f"rows {values.shape} from row {first_row} do not fit a raster {self.shape}")
-        self.folder.mkdir(parents=True, exist_ok=True)
+        if not self.folder.is_dir():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            sync(self.folder.parent)
         self._cut_out(first_row, last_row)
         data = np.ascontiguousarray(values.swapaxes(0, 1), dtype="<u2").data.cast("B")
         self.path.touch()
@@ -69,6 +71,11 @@ class RowStore:
                 ranges.append((row, first_row))
             row = max(row, last_row)
         return [*ranges, (row, end)] if row < end else ranges
+
+    def torn(self) -> list[Rows]:
+        """List the rows [first, last) of blocks that were written and are not whole any more."""
+        markers = self._list_markers(0, self.shape[1])
+        return [(first, last) for first, last, marker in markers if not self._is_whole(first, last, marker)]
 
     def read(self, first_row: int, last_row: int) -> NDArray[np.uint16]:
         """Read rows that were written, (bands, rows, W)."""

@@ -9,7 +9,7 @@ from test_inference import write_composite
 
 from satdiff_cli import inference, predictions
 from satdiff_cli.checkpoint import ModelCard, build_model, save_weights
-from satdiff_cli.inference import InferenceConfig
+from satdiff_cli.inference import InferenceConfig, reading
 from satdiff_cli.inference.measuring import peak_memory
 from satdiff_cli.pairing import Pair
 from satdiff_cli.radiometry import Normalization
@@ -24,6 +24,8 @@ def predict_and_report(
 ) -> None:
     """Predict scenes one after the other and report this process's peak memory after each."""
     torch.set_num_threads(1)
+    # What is read at a time and what GDAL keeps are bounded by constants, which small scenes do not reach.
+    reading.CHUNK_BYTES, inference.ONE_PASS_CACHE_BYTES = 2**20, 2**22
     for path in paths:
         pair = Pair(path.stem, path.stem, path, None, "test", "", "")
         work = inference.Work(max_memory=max_memory)

@@ -19,7 +19,14 @@ from numpy.typing import NDArray
 from satdiff_cli import artifacts, raster
 from satdiff_cli.artifacts import Manifest
 from satdiff_cli.ensembling import EnsembleConfig, average_pair, parse_weights, write_ensemble
-from satdiff_cli.errors import ArtifactError, ConfigError, KeyMismatchError, OutputExistsError, UnsafePickleError
+from satdiff_cli.errors import (
+    ArtifactError,
+    ConfigError,
+    KeyMismatchError,
+    OutputError,
+    OutputExistsError,
+    UnsafePickleError,
+)
 from satdiff_cli.plain_pickle import load_frame
 from satdiff_cli.predictions import (
     ORIGINAL_THRESHOLD,
@@ -179,6 +186,39 @@ def test_a_pair_that_the_header_lacks_and_one_that_is_not_written_are_an_error(t
     ):
         output.write_rows(0, np.zeros((1, 2, 3), np.float32))
     assert names_in(tmp_path) == []
+
+
+def test_of_several_classes_folder_and_pickle_give_the_first(tmp_path: Path) -> None:
+    values = np.random.default_rng(0).random((3, 4, 7)).astype(np.float32)
+    target = Target(tmp_path / "x")
+    with (
+        write_prediction(target, PredictionHeader(("a", "b")), Manifest("prediction")) as writer,
+        writer.open("a", Grid(4, 7), 3) as one,
+        writer.open("b", Grid(4, 7), 3) as other,
+    ):
+        one.write_rows(0, values)
+        other.write_rows(0, values[::-1])
+    expected = {"a": values[0], "b": values[2]}
+    assert_maps_close(read_maps(target.folder), expected, atol=HALF_STEP)
+    assert_maps_close(read_maps(target.pickle), expected, atol=2**-11)
+
+
+def test_rows_damaged_on_disk_are_told_from_those_never_written(tmp_path: Path) -> None:
+    target = Target(tmp_path / "x")
+    header = PredictionHeader(("a",))
+    with (
+        pytest.raises(OutputError, match=r"\.a\.rows.rows does not hold the rows \[\(2, 4\)\] of a\.tif") as caught,
+        write_prediction(target, header, Manifest("prediction")) as writer,
+        writer.open("a", Grid(4, 7)) as output,
+    ):
+        write_and_spoil(output, writer.folder / ".a.rows" / "rows")
+    assert "the same command" in caught.value.hint
+
+
+def write_and_spoil(output: raster.ProbabilityWriter, rows: Path) -> None:
+    for row in (0, 2):
+        output.write_rows(row, np.zeros((1, 2, 7), np.float32))
+    os.truncate(rows, 2 * 3 * 7)
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 9), (300, 1), (257, 2050), (40, 5000)])

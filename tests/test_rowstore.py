@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from satdiff_cli import rowstore
 from satdiff_cli.rowstore import RowStore
 
 SHAPE = (2, 31, 17)
@@ -122,6 +124,27 @@ def test_rows_of_another_raster_do_not_count(store: RowStore) -> None:
         assert RowStore(store.folder, shape).missing() == [(0, shape[1])]
     assert RowStore(store.folder.with_name(".a"), SHAPE).missing() == [(0, 31)]
     assert RowStore(store.folder.with_name("xa.rows"), SHAPE).missing() == [(0, 31)]
+
+
+def test_blocks_that_were_spoilt_are_told_from_rows_never_written(store: RowStore) -> None:
+    values = render_rows()
+    assert store.torn() == []
+    for first, last in ((0, 10), (20, 31)):
+        write_block(store, values, first, last)
+    assert store.torn() == []
+    with store.path.open("r+b") as stream:
+        stream.seek(2 * 2 * 17 * 25)
+        stream.write(bytes(40))
+    assert reopen(store).torn() == [(20, 31)]
+    assert reopen(store).missing() == [(10, 31)]
+
+
+def test_a_new_folder_is_on_disk_before_its_first_rows(store: RowStore) -> None:
+    synced: list[Path] = []
+    with mock.patch.object(rowstore, "sync", synced.append):
+        write_block(store, render_rows(), 0, 10)
+        write_block(store, render_rows(), 10, 31)
+    assert synced == [store.folder.parent, store.path, store.path]
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "3", "{}", '{"shape": [2, 31, 17], "crc32": -1}', "\udc80"])

@@ -24,9 +24,12 @@ import torch
 from command_line import satdiff, snapshot, succeed
 from conftest import LABELLED, RUN, TEST, pair_id
 
-from satdiff_cli import checkpoint, raster
+from satdiff_cli import artifacts, checkpoint, inference, raster
 from satdiff_cli.cli import main
 from satdiff_cli.inference import scenes
+from satdiff_cli.inference.engine import AUTO_BATCH
+from satdiff_cli.inference.planning import Scene
+from satdiff_cli.predictions import PredictionHeader, PredictionWriter
 from satdiff_cli.rowstore import RowStore
 
 SERVER = multiprocessing.get_context("forkserver")
@@ -108,6 +111,8 @@ POINTS = [
     ("satdiff_cli.inference.scenes:ProbabilityWriter", 2, "before"),
     ("satdiff_cli.inference.scenes:SceneFolder.finish", 3, "after"),
     ("satdiff_cli.inference.scenes:SceneFolder.finish", PAIRS, "after"),
+    ("satdiff_cli.predictions:write_frame", 2, "before"),
+    ("satdiff_cli.artifacts:write_manifest", 1, "after"),
     ("satdiff_cli.artifacts:replace_folder", 1, "before"),
 ]
 
@@ -202,6 +207,79 @@ def test_a_changed_composite_is_predicted_again_and_the_others_are_kept(project:
     assert collect(project) == whole
 
 
+def test_a_scene_whose_hash_was_not_known_yet_begins_again_and_the_others_are_kept(
+    project: Path, whole: dict[str, bytes]
+) -> None:
+    kill(project, "satdiff_cli.inference.scenes:SceneFolder.finish", 3, "after")
+    log = project / PARTIAL / ".inputs.jsonl"
+    lines = log.read_text(encoding="utf-8").splitlines(keepends=True)
+    lost, *others = sorted(path.stem for path in log.parent.glob("[!.]*.tif"))
+    rest = "".join(line for line in lines if lost not in line)
+    log.write_text(rest + next(line for line in lines if lost in line)[:-20], encoding="utf-8")  # as a power cut may
+    outcome = succeed(*COMMAND, cwd=project)
+    assert f"{lost} begins again: its composite's hash was not known yet" in outcome.err
+    assert "another one" not in outcome.err
+    assert len(others) == 2
+    assert not any(other in outcome.err for other in others)
+    assert collect(project) == whole
+
+
+def test_a_scene_is_not_finished_before_its_hash_is_kept(project: Path, whole: dict[str, bytes]) -> None:
+    describe, finish = artifacts.describe_inputs, scenes.SceneFolder.finish
+    known = []
+
+    def describe_slowly(paths: Any, root: Path) -> list[dict[str, Any]]:
+        time.sleep(0.3)
+        return describe(paths, root)
+
+    def record(folder: scenes.SceneFolder, scene: Scene) -> None:
+        known.append(scene.composite.name in (folder.folder / ".inputs.jsonl").read_text(encoding="utf-8"))
+        finish(folder, scene)
+
+    with (
+        mock.patch.object(inference, "describe_inputs", describe_slowly),
+        mock.patch.object(scenes.SceneFolder, "finish", record),
+    ):
+        succeed(*COMMAND, cwd=project)
+    assert known == [True] * PAIRS
+    assert collect(project) == whole
+
+
+def test_the_hash_of_a_composite_counts_for_no_rows_made_later(tmp_path: Path) -> None:
+    path = tmp_path / "data" / "composites" / "a.tif"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"another composite")
+    scene = Scene("a", path, raster.Grid(1, 1))
+    writer = PredictionWriter(tmp_path, PredictionHeader(("a",)))
+    inference.write_log(writer, [{"path": "composites/a.tif", "size": 3, "sha256": "of the first one"}])
+    describe, may_go_on = artifacts.describe_inputs, threading.Event()
+
+    def describe_later(paths: Any, root: Path) -> list[dict[str, Any]]:
+        may_go_on.wait(60)
+        return describe(paths, root)
+
+    with (
+        mock.patch.object(inference, "describe_inputs", describe_later),
+        inference.watch_inputs(writer, [scene], root=tmp_path / "data", say=lambda _: None) as wait,
+    ):
+        assert inference.read_log(writer) == {}
+        may_go_on.set()
+        described = wait(scene)
+        assert inference.read_log(writer) == {"composites/a.tif": described}
+    assert described["size"] == 17
+
+
+def test_a_machine_that_computes_in_another_precision_begins_again() -> None:
+    def describe(is_supported: bool, **options: Any) -> dict[str, Any]:
+        with mock.patch.object(checkpoint, "supports_bf16", return_value=is_supported):
+            return inference.describe_computing(inference.InferenceConfig(**options), inference.Work())
+
+    assert describe(True)["precision"] == "bf16"
+    assert describe(False) == describe(True, precision="fp32")
+    assert describe(True) == describe(True, batch_size=AUTO_BATCH["cpu"], workers=3)
+    assert describe(True) != describe(True, batch_size=1 + AUTO_BATCH["cpu"])
+
+
 def test_an_interrupted_cascade_goes_on(project: Path) -> None:
     command = (*COMMAND, "--cascade", "--scenes", "test")
     succeed(*command, "--out", "q", cwd=project)
@@ -222,22 +300,41 @@ def test_two_predictions_of_one_name_do_not_mix(project: Path) -> None:
     assert "another" in outcome.err
 
 
+def read_proc(pid: int, name: str) -> bytes:
+    """Read a file that the kernel keeps of a process; empty if the process has ended."""
+    try:
+        return Path(f"/proc/{pid}/{name}").read_bytes()
+    except OSError:
+        return b""
+
+
+def list_descendants(pid: int) -> list[int]:
+    """List the processes that a process has started, those that they have started, and so on."""
+    parents = {}
+    for entry in Path("/proc").glob("[0-9]*"):
+        _, _, fields = read_proc(int(entry.name), "stat").rpartition(b")")  # behind the name, which may hold anything
+        if fields:
+            parents[int(entry.name)] = int(fields.split()[1])
+    found = [pid]
+    for known in found:
+        found += [child for child, parent in parents.items() if parent == known]
+    return found[1:]
+
+
 def test_workers_of_a_cluster_make_the_same_files_though_one_is_killed(project: Path, whole: dict[str, bytes]) -> None:
     pytest.importorskip("ray")
+    if not Path("/proc/self/stat").exists():
+        pytest.skip("workers are found in /proc")
     killed: list[int] = []
 
     def kill_a_worker() -> None:
         for _ in range(12_000):
             if any((project / PARTIAL).glob(".*.rows/*-*")):
-                for entry in Path("/proc").glob("[0-9]*/cmdline"):
-                    try:
-                        is_worker = b"ray::_Actor" in entry.read_bytes()
-                    except OSError:
-                        continue
-                    if is_worker:
-                        killed.append(int(entry.parent.name))
-                        os.kill(killed[0], signal.SIGKILL)
-                        return
+                workers = [pid for pid in list_descendants(os.getpid()) if b"ray::_Actor" in read_proc(pid, "cmdline")]
+                if workers:
+                    killed.append(workers[0])
+                    os.kill(workers[0], signal.SIGKILL)
+                    return
             time.sleep(0.01)
 
     killer = threading.Thread(target=kill_a_worker)

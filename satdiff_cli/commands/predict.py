@@ -1,5 +1,6 @@
 """``satdiff predict``: apply trained networks to composites."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -11,6 +12,7 @@ from satdiff_cli.config import Blend, Precision, Tta
 
 if TYPE_CHECKING:
     from satdiff_cli.inference import InferenceConfig, Plan, Work
+    from satdiff_cli.inference.cascade import CascadeConfig
     from satdiff_cli.inference.profiling import Profile
 
 Scenes = Literal["test", "labelled", "all"]
@@ -59,7 +61,10 @@ def predict(
     ] = "auto",
     compiled: Annotated[bool, typer.Option("--compile", help="Let torch compile the network.")] = False,
     max_memory: Annotated[
-        float, typer.Option("--max-memory", min=0, help="Most memory to take [GiB].", show_default="no limit")
+        float,
+        typer.Option(
+            "--max-memory", min=0, help="Most memory to take [GiB]; with a GPU, of the GPU's.", show_default="no limit"
+        ),
     ] = 0,
     engine: options.EngineOption = "local",
     address: options.AddressOption = "",
@@ -96,9 +101,21 @@ def predict(
     from satdiff_cli.inference.cascade import CascadeConfig
     from satdiff_cli.inference.profiling import Profile
 
-    levels = CascadeConfig(cascade_factor, cascade_weight, is_hard, coarsest, finest) if cascade else None
+    levels = CascadeConfig(cascade_factor, cascade_weight, is_hard, coarsest, finest)
+    if not cascade:
+        refuse_idle_options("--cascade", name_cascade_options(levels))
+    if engine != "ray":
+        refuse_idle_options("--engine ray", {"--address": address != "", "--gpus-per-worker": gpus_per_worker != 0})
     config = inference.InferenceConfig(
-        window, overlap, blend, tta, batch_size, precision, compiled, workers or 0, levels
+        window=window,
+        overlap=overlap,
+        blend=blend,
+        tta=tta,
+        batch_size=batch_size,
+        precision=precision,
+        compile=compiled,
+        workers=workers or 0,
+        cascade=levels if cascade else None,
     )
     found = [checkpoint.resolve_run(name, models) for name in runs] if runs else [checkpoint.resolve_run(None, models)]
     pairs = pairing.read_pairs(data)
@@ -118,9 +135,16 @@ def predict(
     picked = checkpoint.pick_device(device)
     watch = Profile(picked if profile else None)
     work = inference.Work(
-        picked, round(max_memory * 2**30), engine, address, gpus_per_worker, say=options.say, profile=watch
+        device=picked,
+        max_memory=round(max_memory * 2**30),
+        engine=engine,
+        address=address,
+        gpus_per_worker=gpus_per_worker,
+        say=options.say,
+        profile=watch,
     )
     if dry_run:
+        inference.check_scenes(plan.scenes)
         say_estimate(plan, config, work, with_pickle=with_pickle)
         return
     with options.progress_bar("predicting", total) as bar:
@@ -132,6 +156,33 @@ def predict(
     result = target.pickle if with_pickle else target.folder
     next_command = f"satdiff {'evaluate' if out_of_fold or scenes == 'labelled' else 'submit'} {result}"
     options.finish(summary, path=result, next_command=f"{next_command}{options.data_flag(data)}", as_json=as_json)
+
+
+def name_cascade_options(levels: "CascadeConfig") -> dict[str, bool]:
+    """Name the options of a cascade, each with whether it differs from the default."""
+    from satdiff_cli.inference.cascade import CascadeConfig
+
+    default = CascadeConfig()
+    return {
+        "--cascade-factor": levels.factor != default.factor,
+        "--cascade-weight": levels.weight != default.weight,
+        "--cascade-soft": levels.is_hard != default.is_hard,
+        "--coarsest": levels.coarsest != default.coarsest,
+        "--finest": levels.finest != default.finest,
+    }
+
+
+def refuse_idle_options(needed: str, given: Mapping[str, bool]) -> None:
+    """Refuse options that do nothing without another one.
+
+    Raises:
+        ConfigError: One of them was given.
+    """
+    from satdiff_cli.errors import ConfigError
+
+    names = [name for name, is_given in given.items() if is_given]
+    if names:
+        raise ConfigError(f"{', '.join(names)} would do nothing without {needed}", f"add {needed}")
 
 
 def say_estimate(plan: "Plan", config: "InferenceConfig", work: "Work", *, with_pickle: bool) -> None:

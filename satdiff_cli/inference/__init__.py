@@ -2,42 +2,53 @@
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, field, replace
 from itertools import groupby
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
 import torch
 
 from satdiff_cli import __version__
-from satdiff_cli.artifacts import MANIFEST_NAME, Manifest, describe_inputs, list_some, read_manifest
-from satdiff_cli.checkpoint import CARD_NAME, find_weights, load_model, read_card
+from satdiff_cli.artifacts import (
+    MANIFEST_NAME,
+    Manifest,
+    describe_inputs,
+    list_some,
+    read_manifest,
+    relative_path,
+    sync,
+    write_file,
+)
+from satdiff_cli.checkpoint import CARD_NAME, find_weights, load_model, read_card, resolve_precision
 from satdiff_cli.cluster import connect
 from satdiff_cli.config import Engine
-from satdiff_cli.inference.engine import InferenceConfig, Predictor
+from satdiff_cli.inference.engine import AUTO_BATCH, InferenceConfig, Predictor, check_bands
 from satdiff_cli.inference.measuring import fit_memory
-from satdiff_cli.inference.planning import Plan, Scene, plan_out_of_fold, plan_prediction
+from satdiff_cli.inference.planning import READERS, Plan, Scene, plan_out_of_fold, plan_prediction
 from satdiff_cli.inference.profiling import Profile
 from satdiff_cli.inference.scenes import SceneFolder, Task, count_task, predict_tasks
 from satdiff_cli.predictions import PredictionHeader, PredictionWriter, Target, resume_prediction
-from satdiff_cli.raster import ONE_PASS_CACHE_BYTES, bound_cache
+from satdiff_cli.raster import ONE_PASS_CACHE_BYTES, Composite, bound_cache
 
 __all__ = [
     "InferenceConfig",
     "Plan",
     "Predictor",
     "Work",
+    "check_scenes",
     "count_windows",
     "plan_out_of_fold",
     "plan_prediction",
     "run_plan",
 ]
 
-INPUTS_NAME = ".inputs.jsonl"
+WaitForHash = Callable[[Scene], dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -82,6 +93,23 @@ def fit_window(config: InferenceConfig, scenes: Iterable[Scene]) -> InferenceCon
     return replace(config, window=largest, overlap=min(config.overlap, largest - 1))
 
 
+def check_scenes(scenes: Mapping[Scene, Path]) -> None:
+    """Require all scenes to have the bands that their runs were trained on, before the first of them is computed.
+
+    Raises:
+        ConfigError: One has others.
+        RasterError: One is no composite.
+    """
+    cards = {run: read_card(run) for run in set(scenes.values())}
+
+    def check(scene: Scene) -> None:
+        with Composite(scene.composite) as composite:
+            check_bands(composite, scene.composite, cards[scenes[scene]])
+
+    with ThreadPoolExecutor(READERS) as pool:
+        list(pool.map(check, scenes))
+
+
 def run_plan(plan: Plan, config: InferenceConfig, target: Target, work: Work) -> PredictionHeader:
     """Predict every pair of a plan and write the prediction; each run is loaded once.
 
@@ -90,8 +118,12 @@ def run_plan(plan: Plan, config: InferenceConfig, target: Target, work: Work) ->
 
     Returns:
         The header of the prediction; its threshold is the mean over the runs' cards.
+
+    Raises:
+        ConfigError: A composite does not have the bands that its run was trained on.
     """
     scenes = plan.scenes
+    check_scenes(scenes)
     config = fit_window(config, scenes)
     used = sorted(set(scenes.values()))
     header = PredictionHeader(
@@ -102,26 +134,42 @@ def run_plan(plan: Plan, config: InferenceConfig, target: Target, work: Work) ->
     )
     root = next(iter(scenes)).composite.parents[1]
     weights = describe_inputs((path for run in used for path in (find_weights(run), run / CARD_NAME)), root)
-    settings = asdict(config)
     identity = {
         "satdiff": __version__,
-        "settings": {name: value for name, value in settings.items() if name != "workers"},
-        "device": work.device.type,
+        **describe_computing(config, work),
         "runs": weights,
         "pairs": {scene.pair_id: run.name for scene, run in scenes.items()},
     }
-    manifest = Manifest("prediction", config=settings, inputs=weights)
+    manifest = Manifest("prediction", config=asdict(config), inputs=weights)
     with (
         bound_cache(ONE_PASS_CACHE_BYTES),
         connect(work.address) if work.engine == "ray" else nullcontext(),
         resume_prediction(target, header, manifest, identity) as writer,
     ):
         report_resumed(writer, work.say)
-        with watch_inputs(writer, scenes, root, work.say) as inputs:
+        with watch_inputs(writer, scenes, root=root, say=work.say) as wait:
             for run, own in groupby(scenes, key=scenes.__getitem__):
-                predict_run(run, list(own), config, writer, work)
-            writer.inputs += inputs()
+                predict_run(run, list(own), config=config, writer=writer, work=work, wait=wait)
+            writer.inputs += map(wait, scenes)
     return header
+
+
+def describe_computing(config: InferenceConfig, work: Work) -> dict[str, Any]:
+    """Name all that the last digits of a prediction depend on beside weights and composites.
+
+    What is chosen by the machine is named as it was chosen: another machine may go on only if it chooses the same.
+    """
+    settings = asdict(config)
+    for name in ("workers", "batch_size", "precision"):
+        del settings[name]
+    device = torch.device("cuda") if work.engine == "ray" and work.gpus_per_worker else work.device
+    is_here = device.type != "cuda" or torch.cuda.is_available()  # a cluster's GPUs may all be elsewhere
+    return {
+        "settings": settings,
+        "device": device.type,
+        "precision": resolve_precision(config.precision, device) if is_here else config.precision,
+        "batch size": config.batch_size or AUTO_BATCH.get(device.type, 1),
+    }
 
 
 def report_resumed(writer: PredictionWriter, say: Callable[[str], None]) -> None:
@@ -133,27 +181,48 @@ def report_resumed(writer: PredictionWriter, say: Callable[[str], None]) -> None
 
 
 def predict_run(
-    run: Path, scenes: Sequence[Scene], config: InferenceConfig, writer: PredictionWriter, work: Work
+    run: Path,
+    scenes: Sequence[Scene],
+    *,
+    config: InferenceConfig,
+    writer: PredictionWriter,
+    work: Work,
+    wait: WaitForHash,
 ) -> None:
-    """Predict scenes with one run: those of them that are not finished."""
+    """Predict scenes with one run: those of them that are not finished.
+
+    Args:
+        run: The run.
+        scenes: What it predicts.
+        config: Settings.
+        writer: Where the prediction is made.
+        work: Where it is computed.
+        wait: Waits until the hash of a scene's composite is kept. A scene is not finished before then, so that the
+            network does not hurry ahead of what a later process can go on with.
+    """
     folder = SceneFolder(writer.folder, config, read_card(run).classes, writer.tags)
     unfinished = [scene for scene in scenes if not writer.is_finished(scene.pair_id)]
     tasks = [task for scene in unfinished for task in folder.missing_tasks(scene)]
     left = Counter(task.scene for task in tasks)
     work.on_window(count_windows(scenes, config) - sum(count_task(task, config) for task in tasks))
+
+    def finish(scene: Scene) -> None:
+        wait(scene)
+        folder.finish(scene)
+
     for scene in unfinished:
         if scene not in left:
-            folder.finish(scene)
+            finish(scene)
 
     def count_down(task: Task) -> None:
         left[task.scene] -= 1
         if not left[task.scene]:
-            folder.finish(task.scene)
+            finish(task.scene)
 
     if tasks and work.engine == "ray":
         from satdiff_cli.inference.distributing import predict_on_cluster
 
-        predict_on_cluster(run, tasks, folder, work)
+        predict_on_cluster(run, tasks, folder, work=work, wait=wait)
     elif tasks:
         predictor = make_predictor(run, config, work)
         if work.max_memory:
@@ -169,54 +238,65 @@ def make_predictor(run: Path, config: InferenceConfig, work: Work) -> Predictor:
 
 @contextmanager
 def watch_inputs(
-    writer: PredictionWriter, scenes: dict[Scene, Path], root: Path, say: Callable[[str], None]
-) -> Iterator[Callable[[], list[dict[str, Any]]]]:
-    """Hash the composites in a thread while they are predicted; begin those scenes again whose composite has changed.
+    writer: PredictionWriter, scenes: Iterable[Scene], *, root: Path, say: Callable[[str], None]
+) -> Iterator[WaitForHash]:
+    """Hash the composites in threads while they are predicted; begin those scenes again whose composite has changed.
 
-    What is kept of a scene counts only with the hash of the composite that it was made of.
+    What is kept of a scene counts only with the hash of the composite that it was made of. So the log holds no other
+    hash than that: what is known of scenes of which nothing is kept is dropped before anything is computed.
 
     Yields:
-        A function that waits for the hashes and returns them as inputs of a manifest.
+        A function that waits until the hash of a scene's composite is in the log, and returns the composite as an input
+        of the manifest.
     """
-    log = writer.folder / INPUTS_NAME
-    known = read_log(writer.folder)
+    known = read_log(writer)
+    lock = Lock()
+
+    def describe(scene: Scene) -> dict[str, Any]:
+        return describe_inputs([scene.composite], root)[0]
+
+    def describe_and_log(scene: Scene) -> dict[str, Any]:
+        described = describe(scene)
+        with lock, writer.log.open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps(described) + "\n")
+        sync(writer.log)
+        return described
+
     with ThreadPoolExecutor(max_workers=2, thread_name_prefix="hash") as pool:
-        now: dict[str, Future[dict[str, Any]]] = {}
-
-        def describe(scene: Scene) -> dict[str, Any]:
-            return describe_inputs([scene.composite], root)[0]
-
+        kept = {}
         for scene in scenes:
             if writer.has_rows(scene.pair_id):
-                now[scene.pair_id] = pool.submit(describe, scene)
-        for pair_id, future in now.items():
-            if known.get(future.result()["path"]) != future.result():
-                writer.forget(pair_id)
-                say(f"resume {pair_id} begins again: its composite is another one than before")
-
-        def describe_and_log(scene: Scene) -> dict[str, Any]:
-            described = describe(scene)
-            with log.open("a", encoding="utf-8") as stream:
-                stream.write(json.dumps(described) + "\n")
-            return described
-
-        for scene in scenes:
-            if not writer.has_rows(scene.pair_id):
-                now[scene.pair_id] = pool.submit(describe_and_log, scene)
+                if relative_path(scene.composite, root) in known:
+                    kept[scene] = pool.submit(describe, scene)
+                else:
+                    writer.forget(scene.pair_id)
+                    say(f"resume {scene.pair_id} begins again: its composite's hash was not known yet")
+        for scene, future in kept.items():
+            if known[future.result()["path"]] != future.result():
+                writer.forget(scene.pair_id)
+                say(f"resume {scene.pair_id} begins again: its composite is another one than before")
+        write_log(writer, [future.result() for future in kept.values()])
+        now = {scene: kept.get(scene) or pool.submit(describe_and_log, scene) for scene in scenes}
         try:
-            yield lambda: [now[scene.pair_id].result() for scene in scenes]
+            yield lambda scene: now[scene].result()
         finally:
             for future in now.values():
                 future.cancel()
 
 
-def read_log(folder: Path) -> dict[str, Any]:
+def write_log(writer: PredictionWriter, inputs: Iterable[Mapping[str, Any]]) -> None:
+    """Write anew which composites a prediction is made of, a line each."""
+    with write_file(writer.log) as temporary:
+        temporary.write_text("".join(f"{json.dumps(entry)}\n" for entry in inputs), encoding="utf-8")
+
+
+def read_log(writer: PredictionWriter) -> dict[str, Any]:
     """Read which composites a prediction was made of, by path; a line that breaks off counts for nothing."""
-    if (folder / MANIFEST_NAME).is_file():  # it was stopped on its last lines
-        entries = list(read_manifest(folder, "prediction").inputs)
-    else:
-        log, entries = folder / INPUTS_NAME, []
-        for line in log.read_text(encoding="utf-8").splitlines() if log.is_file() else []:
+    entries: list[Mapping[str, Any]] = []
+    if writer.log.is_file():
+        for line in writer.log.read_text(encoding="utf-8", errors="replace").splitlines():
             with suppress(ValueError):
                 entries.append(json.loads(line))
+    elif (writer.folder / MANIFEST_NAME).is_file():  # it was stopped on its last lines
+        entries += read_manifest(writer.folder, "prediction").inputs
     return {entry["path"]: entry for entry in entries}

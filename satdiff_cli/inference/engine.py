@@ -477,7 +477,7 @@ def read_moments(layer: nn.modules.batchnorm._BatchNorm) -> tuple[Tensor, Tensor
     return layer.running_mean, layer.running_var
 
 
-def check_bands(chunk: Chunk, path: Path, card: ModelCard) -> None:
+def check_bands(chunk: Chunk | Composite, path: Path, card: ModelCard) -> None:
     """Require a composite to have the bands that a network was trained on.
 
     Raises:

@@ -11,7 +11,7 @@ from satdiff_cli.catalog import TEST_FOLD
 from satdiff_cli.checkpoint import out_of_fold_name, read_card
 from satdiff_cli.errors import ConfigError, KeyMismatchError
 from satdiff_cli.pairing import Pair
-from satdiff_cli.raster import Grid, read_grid
+from satdiff_cli.raster import Composite, Grid
 
 READERS = 8  # threads that look into composites
 
@@ -43,11 +43,21 @@ class Plan:
         """The scenes with the run that predicts each; those of a run follow each other."""
         pairs = sorted(self.runs, key=lambda pair: (self.runs[pair], pair.pair_id))
         with ThreadPoolExecutor(READERS) as pool:
-            grids = pool.map(read_grid, [pair.composite for pair in pairs])
+            grids = pool.map(read_composite_grid, [pair.composite for pair in pairs])
             return {
                 Scene(pair.pair_id, pair.composite, grid): self.runs[pair]
                 for pair, grid in zip(pairs, grids, strict=True)
             }
+
+
+def read_composite_grid(path: Path) -> Grid:
+    """Read the grid of a composite.
+
+    Raises:
+        RasterError: The file is missing, damaged, or no composite.
+    """
+    with Composite(path) as composite:
+        return composite.grid
 
 
 def plan_prediction(pairs: Sequence[Pair], runs: Sequence[Path], scenes: str) -> Plan:

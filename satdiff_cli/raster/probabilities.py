@@ -13,7 +13,7 @@ import rasterio.shutil
 from numpy.typing import NDArray
 
 from satdiff_cli.artifacts import write_file
-from satdiff_cli.errors import RasterError
+from satdiff_cli.errors import OutputError, RasterError
 from satdiff_cli.probability import (
     PROBABILITY_NODATA,
     PROBABILITY_SCALE,
@@ -122,6 +122,10 @@ class ProbabilityWriter:
         grid: Its grid.
         classes: Number of bands.
         tags: Facts to keep in the file.
+
+    Raises:
+        OutputError: When the block ends, rows that were written are damaged.
+        ValueError: When the block ends, rows were never written.
     """
 
     def __init__(self, path: Path, grid: Grid, *, classes: int = 1, tags: Mapping[str, str] | None = None) -> None:
@@ -140,6 +144,11 @@ class ProbabilityWriter:
         if error is not None:
             return
         missing = self.missing()
+        if missing and self._store.torn():
+            raise OutputError(
+                f"{self._store.path} does not hold the rows {missing} of {self.path.name} as they were written",
+                "run the same command again: it goes on where it was; if this comes back, the disk is at fault",
+            )
         if missing:
             raise ValueError(f"{self.path.name} lacks the rows {missing}")
         write_probability_cog(self._store, self.path, self.grid, tags=self._tags, names=self._names)
