@@ -3,6 +3,7 @@
 import multiprocessing
 from multiprocessing.connection import Connection
 from pathlib import Path
+from unittest import mock
 
 import torch
 from test_inference import write_composite
@@ -25,7 +26,8 @@ def predict_and_report(
     """Predict scenes one after the other and report this process's peak memory after each."""
     torch.set_num_threads(1)
     # What is read at a time and what GDAL keeps are bounded by constants, which small scenes do not reach.
-    reading.CHUNK_BYTES, inference.ONE_PASS_CACHE_BYTES = 2**20, 2**22
+    mock.patch.object(reading, "CHUNK_BYTES", 2**20).start()
+    mock.patch.object(inference, "ONE_PASS_CACHE_BYTES", 2**22).start()
     for path in paths:
         pair = Pair(path.stem, path.stem, path, None, "test", "", "")
         work = inference.Work(max_memory=max_memory)
