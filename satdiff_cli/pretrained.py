@@ -194,7 +194,10 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     import safetensors.torch
 
     if not path.is_file():
-        raise WeightsError(f"there are no weights at {path}", _TENSORS_ONLY)
+        raise WeightsError(
+            f"there are no weights at {path}",
+            f"{_TENSORS_ONLY}; or begin without them: --init '' --encoder-weights auto",
+        )
     try:
         if path.suffix == ".safetensors":
             loaded = safetensors.torch.load_file(path)
