@@ -22,7 +22,7 @@ from satdiff_cli.errors import ArtifactError, KeyMismatchError, OutputExistsErro
 if TYPE_CHECKING:
     import pandas as pd
 
-Kind = Literal["composites", "run", "prediction", "export", "demo"]
+Kind = Literal["composites", "run", "prediction", "export", "change map", "demo"]
 
 SCHEMA_VERSION = 1
 MANIFEST_NAME = "manifest.json"
@@ -51,7 +51,21 @@ PAIR_COLUMNS = (
     "status",
     "reason",
 )
-REPORT_COLUMNS = ("pair_id", "source", "before", "after", "status", "reason", "resampled", "valid_fraction")
+REPORT_COLUMNS = (
+    "pair_id",
+    "source",
+    "before",
+    "after",
+    "status",
+    "reason",
+    "resampled",
+    "valid_fraction",
+    "shift_dy",
+    "shift_dx",
+    "shift_spread",
+    "shift_reliability",
+    "coregistration",
+)
 TILE_COLUMNS = (
     "tile_id",
     "pair_id",
@@ -68,6 +82,7 @@ MAKERS = {
     "run": "satdiff train",
     "prediction": "satdiff predict",
     "export": "satdiff export",
+    "change map": "satdiff detect BEFORE AFTER",
     "demo": "satdiff demo",
     PAIRS_CSV: "satdiff pair DATA",
     TILES_CSV: "satdiff tile DATA",

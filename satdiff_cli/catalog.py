@@ -24,6 +24,17 @@ _DATE = re.compile(r"(?<!\d)((?:19|20)\d{2})[-_.]?(0[1-9]|1[0-2])[-_.]?(0[1-9]|[
 _UNIQUE_NUMBER = re.compile(r"UN(\d+)(?!\d)", re.IGNORECASE)
 
 
+# How GDAL spells what lies elsewhere. The web keeps its address, the clouds lose their scheme.
+_REMOTE_PREFIXES = {
+    "s3://": "/vsis3/",
+    "gs://": "/vsigs/",
+    "az://": "/vsiaz/",
+    "http://": "/vsicurl/http://",
+    "https://": "/vsicurl/https://",
+    "ftp://": "/vsicurl/ftp://",
+}
+
+
 @dataclass(frozen=True)
 class ScenePair:
     """Name the files of one before scene and one after scene of a site.
@@ -103,6 +114,14 @@ def join_files(files: Iterable[str]) -> str:
 def split_files(cell: str) -> list[str]:
     """Undo ``join_files``; blanks around a file and empty places are left out."""
     return [file for part in cell.split(FILE_SEPARATOR) if (file := part.strip())]
+
+
+def spell_remote(text: str) -> str:
+    """Spell an address as GDAL opens it: ``s3://bucket/a.tif`` as ``/vsis3/bucket/a.tif``; other texts stay."""
+    for scheme, prefix in _REMOTE_PREFIXES.items():
+        if text.lower().startswith(scheme):
+            return prefix + text[len(scheme) :]
+    return text
 
 
 def parse_scene_date(name: str) -> date | None:

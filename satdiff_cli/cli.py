@@ -9,6 +9,7 @@ import typer
 from satdiff_cli import __version__
 from satdiff_cli.commands import _options as options
 from satdiff_cli.commands.demo import demo
+from satdiff_cli.commands.detect import detect
 from satdiff_cli.commands.ensemble import ensemble
 from satdiff_cli.commands.evaluate import evaluate
 from satdiff_cli.commands.export import export
@@ -32,7 +33,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for verb in (pair, tile, train, predict, ensemble, evaluate, submit, export, info, demo):
+for verb in (pair, tile, train, predict, ensemble, evaluate, submit, export, detect, info, demo):
     app.command()(verb)
 
 

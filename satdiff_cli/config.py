@@ -24,8 +24,14 @@ AugmentKind = Literal["none", "light", "standard", "strong"]
 FreezeBatchNorm = Literal["none", "encoder", "all"]
 AdaptBatchNorm = Literal["none", "decoder", "all"]
 Keep = Literal["best", "last"]
+Resampling = Literal["nearest", "bilinear", "cubic", "lanczos"]
+Coregister = Literal["none", "global", "local"]
+Relative = Literal["zscore", "robust", "histogram", "pif"]
+ThresholdKind = Literal["otsu", "kmeans"]
+VectorFormat = Literal["gpkg", "geojson", "geoparquet", "fgb"]
 LoggerKind = Literal["tensorboard", "wandb", "mlflow"]
 
+MAX_SHIFT = 20.0  # between dates [px]
 MAX_SEED = 2**32 - 1  # numpy's global generator takes no more
 
 

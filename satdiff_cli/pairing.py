@@ -3,7 +3,7 @@
 import re
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from satdiff_cli import artifacts, catalog, compositing, raster
 from satdiff_cli.catalog import Catalog, CatalogOptions, Scene, ScenePair
 from satdiff_cli.cluster import map_on_cluster
-from satdiff_cli.compositing import CompositeSummary
+from satdiff_cli.compositing import CompositeConfig, CompositeSummary, Registration
 from satdiff_cli.errors import ArtifactError, CatalogError, ConfigError, RasterError
 from satdiff_cli.plugins import list_plugins, load_plugin
 from satdiff_cli.probability import LABEL_IGNORE
@@ -36,8 +36,7 @@ class PairingConfig:
 
     Attributes:
         format: Name of the format plug-in.
-        bands: Band names of a date in file order; empty to take them from the files or from their number.
-        resampling: Kernel for files that lie on another grid than the finest of the before scene.
+        composite: How the dates of a pair are stacked.
         label_values: What label files hold: 0/1 (255 = ignore), 0/255 (255 = change), or ``auto``: 0/1 if any label of
             the dataset holds a 1.
         folds: Number of folds that labelled sites are spread over.
@@ -45,8 +44,7 @@ class PairingConfig:
     """
 
     format: str = "auto"
-    bands: tuple[str, ...] = ()
-    resampling: raster.Resampling = "bilinear"
+    composite: CompositeConfig = field(default_factory=CompositeConfig)
     label_values: LabelValues = "auto"
     folds: int = 5
     seed: int = 0
@@ -149,11 +147,9 @@ def build_composites(
 def build_pair(pair: ScenePair, folder: Path, config: PairingConfig, *, change_value: int) -> PairOutcome:
     """Write one composite and its label; a mistake in the files becomes the outcome's reason."""
     composite = folder / f"{pair.pair_id}.tif"
-    before, after = ((pair.composite,), (pair.composite,)) if pair.composite else (pair.before, pair.after)
+    before, after = ((pair.composite,), None) if pair.composite else (pair.before, pair.after)
     try:
-        summary = compositing.write_composite(
-            before, after, composite, bands=config.bands or None, resampling=config.resampling
-        )
+        summary = compositing.write_composite(before, after, composite, config.composite)
         if pair.label is not None:
             label = read_label(pair.label, summary, change_value=change_value)
             raster.write_band(folder / artifacts.LABELS_DIR / composite.name, label, summary.grid, description="change")
@@ -363,9 +359,22 @@ def tabulate_report(found: Catalog, outcomes: Sequence[PairOutcome], root: Path)
                 "reason": outcome.reason,
                 "resampled": summary.resampled if summary else "",
                 "valid_fraction": f"{summary.valid_fraction:.6f}" if summary else "",
+                **(spell_registration(summary.registration) if summary and summary.registration else {}),
             }
         )
     return pd.DataFrame(rows, columns=list(artifacts.REPORT_COLUMNS), dtype=object).fillna("")
+
+
+def spell_registration(registration: Registration) -> dict[str, str]:
+    """Write how the after date lay against the before date into the cells of a report."""
+    estimate = registration.estimate
+    return {
+        "shift_dy": f"{estimate.dy:.3f}",
+        "shift_dx": f"{estimate.dx:.3f}",
+        "shift_spread": f"{estimate.spread:.3f}",
+        "shift_reliability": f"{estimate.reliability:.3f}",
+        "coregistration": registration.reason or f"corrected ({registration.correction})",
+    }
 
 
 def raise_for_problems(found: Catalog, root: Path) -> None:
@@ -468,6 +477,7 @@ def summarize_pairs(found: Catalog, outcomes: Sequence[PairOutcome], rows: pd.Da
     """Count what became of a catalog, for the terminal and ``--json``."""
     used = rows[rows["status"] == STATUS_OK]
     summaries = [outcome.summary for outcome in outcomes if outcome.summary]
+    registrations = [summary.registration for summary in summaries if summary.registration]
     return {
         "format": found.format,
         "pairs": len(used),
@@ -475,6 +485,8 @@ def summarize_pairs(found: Catalog, outcomes: Sequence[PairOutcome], rows: pd.Da
         "labelled": int((used["label"] != "").sum()),
         "test": int((used["fold"] == catalog.TEST_FOLD).sum()),
         "resampled": sum(bool(summary.resampled) for summary in summaries),
+        "coregistered": sum(item.correction != "none" for item in registrations),
+        "not_coregistered": sum(item.is_trouble for item in registrations),
         "failed": len(outcomes) - len(used),
         "problems": len(found.problems),
         "bands": "; ".join(sorted({",".join(summary.bands) for summary in summaries})),

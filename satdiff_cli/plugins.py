@@ -7,7 +7,7 @@ from typing import Literal
 
 from satdiff_cli.errors import require_known
 
-PluginKind = Literal["formats", "models", "outputs"]
+PluginKind = Literal["formats", "models", "detectors", "outputs"]
 
 PACKAGE_DIR = Path(__file__).parent
 

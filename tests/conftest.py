@@ -60,7 +60,7 @@ def project_root(scenes_root: Path, tmp_path_factory: pytest.TempPathFactory) ->
     """The same project paired, tiled, trained and predicted. Shared: read only."""
     root = tmp_path_factory.mktemp("project")
     shutil.copytree(scenes_root, root, dirs_exist_ok=True)
-    succeed("pair", "data", cwd=root)
+    succeed("pair", "data", "--coregister", "none", cwd=root)  # pixels pass through
     succeed("tile", "data", "--size", 128, "--overlap", 32, cwd=root)
     succeed("train", "--arch", "siamese", *TINY, "--name", RUN, cwd=root)
     succeed("predict", RUN, "--device", "cpu", cwd=root)

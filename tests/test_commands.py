@@ -741,3 +741,27 @@ def test_pairs_are_read_back_as_they_were_written(project_root: Path) -> None:
         lambda pair: (pair.fold == "test") == (pair.pair_id in TEST_IDS),
     ]
     assert all(check(pair) for check in checks for pair in pairs)
+
+
+def test_pair_takes_shifts_out_and_reports_them(scenes: Path) -> None:
+    outcome = succeed("pair", "data", cwd=scenes)
+    report = pd.read_csv(scenes / "data" / "pairs_report.csv", dtype=str).fillna("")
+    corrected = report[report["coregistration"] == "corrected (global)"]
+    assert len(corrected) >= LABELLED
+    shifts = corrected[["shift_dy", "shift_dx"]].astype(float).abs().max(axis=1)
+    assert ((shifts > 0.2) & (shifts < 1.5)).all(), "the renderer shifts scenes by 0.3 to 1.2 px along each axis"
+    assert (corrected["resampled"] == "bilinear").all()
+    assert f"shifts {len(corrected)} corrected" in outcome.err
+    succeed("pair", "data", "--coregister", "none", "--overwrite", cwd=scenes)
+    again = pd.read_csv(scenes / "data" / "pairs_report.csv", dtype=str).fillna("")
+    assert set(again["coregistration"]) == {"not corrected, as asked"}
+    pd.testing.assert_series_equal(again["shift_dy"], report["shift_dy"])
+
+
+def test_pair_refuses_shifts_that_are_too_large_when_strict(scenes: Path) -> None:
+    outcome = run_satdiff("pair", "data", "--max-shift", "1", "--strict", cwd=scenes)
+    assert outcome.code in (0, 1)
+    report = pd.read_csv(scenes / "data" / "pairs_report.csv", dtype=str).fillna("")
+    too_large = report["reason"].str.contains("above 1 px|too little")
+    assert (report["status"] == "failed").equals(too_large)
+    assert outcome.code == int(too_large.any())

@@ -11,6 +11,7 @@ import rasterio
 import xlwt
 from rasterio.transform import from_origin
 
+from satdiff_cli import catalog
 from satdiff_cli.catalog import Catalog, CatalogOptions, ScenePair, join_files, split_files
 from satdiff_cli.errors import CatalogError
 from satdiff_cli.formats import csv, levir, rucode
@@ -559,7 +560,7 @@ def test_csv_reads_all_columns_relative_to_the_table(tmp_path: Path) -> None:
     ],
 )
 def test_csv_spells_remote_scenes_as_gdal_opens_them(tmp_path: Path, address: str, name: str) -> None:
-    assert csv.spell_remote(address) == name
+    assert catalog.spell_remote(address) == name
     table = write_table(tmp_path, "before,after", f"{address};{address.replace('a.tif', 'b.tif')},/vsis3/bucket/c.tif")
     pair = only_pair(csv.read_catalog(table, NO_OPTIONS))
     assert (pair.pair_id, pair.after) == ("a__c", (Path("/vsis3/bucket/c.tif"),))

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from satdiff_cli import compositing, raster
 from satdiff_cli.checkpoint import ModelCard, build_model
+from satdiff_cli.compositing import CompositeConfig
 from satdiff_cli.config import Blend, Tta
 from satdiff_cli.errors import ConfigError
 from satdiff_cli.inference import InferenceConfig, Predictor
@@ -91,7 +92,7 @@ def write_composite(
         paths.append(path)
     (folder / "composites").mkdir(exist_ok=True)
     out = folder / "composites" / f"{name}.tif"
-    compositing.write_composite((paths[0],), (paths[1],), out, bands=BANDS, resampling="bilinear")
+    compositing.write_composite((paths[0],), (paths[1],), out, CompositeConfig(bands=BANDS))
     return out
 
 

@@ -16,12 +16,21 @@ from satdiff_cli.plugins import PluginKind, list_plugins
 
 PACKAGE = Path(satdiff_cli.__file__).parent
 SOURCES = {path.relative_to(PACKAGE).as_posix(): path for path in sorted(PACKAGE.rglob("*.py"))}
-PLUGIN_KINDS: tuple[PluginKind, ...] = ("formats", "models", "outputs")
+PLUGIN_KINDS: tuple[PluginKind, ...] = ("detectors", "formats", "models", "outputs")
 VERBS = sorted(command.name or command.callback.__name__ for command in app.registered_commands if command.callback)
 
 # For each library the modules, or folders ending in "/", that may import it.
 ALLOWED = {
-    "torch": ("models/", "samples.py", "losses.py", "checkpoint.py", "pretrained.py", "training/", "inference/"),
+    "torch": (
+        "models/",
+        "samples.py",
+        "losses.py",
+        "checkpoint.py",
+        "pretrained.py",
+        "training/",
+        "inference/",
+        "detectors/dcva.py",
+    ),
     "segmentation_models_pytorch": (
         "models/",
         "samples.py",
@@ -34,6 +43,10 @@ ALLOWED = {
     "albumentations": ("augmentation.py",),
     "lightning": ("training/",),
     "rasterio": ("raster/",),
+    "geopandas": ("vectors.py",),
+    "pyogrio": ("vectors.py",),
+    "shapely": ("vectors.py",),
+    "pyproj": ("geodesy.py",),
     "ray": ("cluster.py",),
     "typer": ("cli.py", "commands/"),
     "rich": ("cli.py", "commands/"),
@@ -45,6 +58,11 @@ HEAVY = (
     "timm",
     "albumentations",
     "rasterio",
+    "geopandas",
+    "pyogrio",
+    "shapely",
+    "pyproj",
+    "pyarrow",
     "pandas",
     "numpy",
     "scipy",
@@ -55,10 +73,24 @@ HEAVY = (
 LAYERS = (
     ("errors",),
     ("config", "plugins", "presets", "cluster"),
-    ("catalog", "windows", "seams", "radiometry", "probability", "metrics"),
-    ("raster", "artifacts", "rowstore", "plain_pickle", "predictions", "tables", "compositing", "ensembling"),
+    ("catalog", "windows", "seams", "coregistration", "radiometry", "probability", "regions", "metrics"),
+    (
+        "raster",
+        "artifacts",
+        "rowstore",
+        "plain_pickle",
+        "predictions",
+        "tables",
+        "compositing",
+        "ensembling",
+        "geodesy",
+        "changes",
+        "vectors",
+        "pictures",
+    ),
     ("pairing", "tiling", "augmentation", "losses", "samples", "checkpoint", "pretrained", "experiment"),
-    ("training", "inference", "evaluation", "submission"),
+    ("training", "inference", "evaluation", "submission", "detection"),
+    ("mapping",),
 )
 
 
@@ -197,7 +229,5 @@ def test_help_imports_nothing_heavy(verb: str) -> None:
 
 
 def test_listing_plug_ins_does_not_import_them() -> None:
-    code = (
-        "from satdiff_cli.plugins import list_plugins\nfor kind in ('formats', 'models', 'outputs'): list_plugins(kind)"
-    )
+    code = f"from satdiff_cli.plugins import list_plugins\nfor kind in {PLUGIN_KINDS!r}: list_plugins(kind)"
     assert list_heavy(code) == []

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from satdiff_cli import compositing, pairing, raster, samples, tiling
 from satdiff_cli.augmentation import make_augmentation
+from satdiff_cli.compositing import CompositeConfig
 from satdiff_cli.pairing import Pair
 from satdiff_cli.radiometry import Normalization
 from satdiff_cli.samples import (
@@ -47,7 +48,7 @@ def make_pair(folder: Path, label: NDArray[np.uint8], *, name: str = "a", corner
         raster.write_scene(folder / f"{name}_{date}.tif", pixels, grid)
     composite, label_path = folder / f"{name}.tif", folder / f"{name}_label.tif"
     before, after = ((folder / f"{name}_{date}.tif",) for date in ("before", "after"))
-    compositing.write_composite(before, after, composite, bands=BANDS)
+    compositing.write_composite(before, after, composite, CompositeConfig(bands=BANDS))
     raster.write_band(label_path, label, grid)
     return Pair(name, name, composite, label_path, "0", "", "")
 

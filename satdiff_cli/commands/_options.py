@@ -3,14 +3,14 @@
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from satdiff_cli.config import MAX_SEED, Engine
+from satdiff_cli.config import MAX_SEED, Coregister, Engine, Resampling
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -36,6 +36,26 @@ WorkersOption = Annotated[
     int | None, typer.Option("--workers", min=0, help="Processes or threads that read data.", show_default="by machine")
 ]
 
+BandsOption = Annotated[
+    str | None,
+    typer.Option("--bands", help="Band names of a date, with commas.", show_default="from the files, or by number"),
+]
+AfterBandsOption = Annotated[
+    str | None, typer.Option("--after-bands", help="Those of the after date.", show_default="as the before date's")
+]
+ResamplingOption = Annotated[
+    Resampling, typer.Option("--resampling", help="Kernel for files that lie on another grid.")
+]
+CoregisterOption = Annotated[
+    Coregister, typer.Option("--coregister", help="Move the after date onto the before date: not, as a whole, locally.")
+]
+MaxShiftOption = Annotated[
+    float, typer.Option("--max-shift", min=0, help="Largest shift between the dates that is corrected [px].")
+]
+StrictOption = Annotated[
+    bool, typer.Option("--strict", help="Fail where the shift is larger, or cannot be told reliably.")
+]
+
 
 class Bar:
     """A progress bar.
@@ -53,6 +73,10 @@ class Bar:
         """Move on by a number of items."""
         self._progress.advance(self._task, count)
 
+    def name(self, what: str) -> None:
+        """Say what is being done."""
+        self._progress.update(self._task, description=what)
+
     def show(self, done: int, total: int, note: str = "") -> None:
         """Show how many items of how many are done, and a note."""
         self._progress.update(self._task, completed=done, total=total, note=note)
@@ -61,6 +85,11 @@ class Bar:
 def count_workers(given: int | None) -> int:
     """Return the given number of workers, else one for each CPU that this process may use."""
     return (os.cpu_count() or 1) if given is None else given
+
+
+def split_names(names: str | None) -> tuple[str, ...]:
+    """Take a list of names with commas apart."""
+    return tuple(name.strip().lower() for name in names.split(",")) if names else ()
 
 
 def say(text: str) -> None:
@@ -83,6 +112,24 @@ def finish(summary: dict[str, Any], *, path: Path | None, next_command: str, as_
         sys.stdout.write(f"{path}\n")
     if next_command:
         say(f"next   {next_command}")
+
+
+def refuse_idle(given: Mapping[str, bool], *, needs: str, hint: str) -> None:
+    """Refuse options that would do nothing.
+
+    Args:
+        given: Options, each with whether it was given.
+        needs: Without what they do nothing.
+        hint: What to type.
+
+    Raises:
+        ConfigError: One of them was given.
+    """
+    from satdiff_cli.errors import ConfigError
+
+    names = [name for name, is_given in given.items() if is_given]
+    if names:
+        raise ConfigError(f"{', '.join(names)} would do nothing {needs}", hint)
 
 
 @contextmanager

@@ -68,7 +68,16 @@ def evaluate(
     from satdiff_cli import artifacts, evaluation, predictions
 
     if seams:
-        refuse_options(labels, threshold, best_threshold=best_threshold, allow_missing=allow_missing)
+        options.refuse_idle(
+            {
+                "--labels": labels is not None,
+                "--threshold": threshold is not None,
+                "--best-threshold": best_threshold,
+                "--allow-missing": allow_missing,
+            },
+            needs="beside --seams, which looks at no labels and no threshold",
+            hint="run satdiff evaluate twice: once with --seams alone, once without it",
+        )
     path = predictions.resolve_prediction(prediction, data)
     name = path.name.removesuffix(".pkl")
     json_path = out or path.with_name(f"{name}_{'seams' if seams else 'scores'}.json")
@@ -96,28 +105,6 @@ def evaluate(
     options.finish(result, path=json_path, next_command=next_command, as_json=as_json)
     if report:
         report.require_seamless()
-
-
-def refuse_options(labels: Path | None, threshold: float | None, *, best_threshold: bool, allow_missing: bool) -> None:
-    """Refuse options of scoring beside ``--seams``, which scores nothing.
-
-    Raises:
-        ConfigError: One of them was given.
-    """
-    from satdiff_cli.errors import ConfigError
-
-    given = {
-        "--labels": labels is not None,
-        "--threshold": threshold is not None,
-        "--best-threshold": best_threshold,
-        "--allow-missing": allow_missing,
-    }
-    names = [name for name, is_given in given.items() if is_given]
-    if names:
-        raise ConfigError(
-            f"--seams looks at no labels and no threshold, {', '.join(names)} would do nothing",
-            "run satdiff evaluate twice: once with --seams alone, once without it",
-        )
 
 
 def tabulate_scores(scores: "Evaluation", title: str, *, with_best: bool) -> "Table":

@@ -75,8 +75,11 @@ def describe_folder(path: Path) -> tuple[dict[str, Any], str]:
     if (path / checkpoint.CARD_NAME).is_file():
         return describe_run(path)
     if (path / artifacts.MANIFEST_NAME).is_file():
-        if "pair_ids" in artifacts.read_json(path / artifacts.MANIFEST_NAME).get("details", {}):
+        values = artifacts.read_json(path / artifacts.MANIFEST_NAME)
+        if "pair_ids" in values.get("details", {}):
             return describe_prediction(path)
+        if values["kind"] == "change map":
+            return describe_change_map(path), ""
         return describe_manifest(path), f"satdiff tile {path.parent}"
     if (path / artifacts.PAIRS_CSV).is_file() or any(path.iterdir()):
         return describe_project(path)
@@ -97,6 +100,13 @@ def describe_manifest(path: Path) -> dict[str, Any]:
             f"{name} = {value}" for name, value in values["details"].items() if name not in ("grids", "pair_ids")
         ],
     }
+
+
+def describe_change_map(path: Path) -> dict[str, Any]:
+    """Describe a change map by its manifest and its report."""
+    from satdiff_cli import artifacts, mapping
+
+    return describe_manifest(path) | mapping.summarize_report(artifacts.read_json(path / mapping.REPORT_NAME))
 
 
 def describe_run(path: Path) -> tuple[dict[str, Any], str]:

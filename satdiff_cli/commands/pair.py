@@ -6,9 +6,9 @@ from typing import Annotated, Literal
 import typer
 
 from satdiff_cli.commands import _options as options
+from satdiff_cli.config import MAX_SHIFT
 from satdiff_cli.plugins import list_plugins
 
-Resampling = Literal["nearest", "bilinear", "cubic", "lanczos"]
 LabelValues = Literal["auto", "0/1", "0/255"]
 
 
@@ -34,13 +34,12 @@ def pair(
         str | None,
         typer.Option("--site-pattern", help="Regular expression whose first group in a pair id is its site."),
     ] = None,
-    bands: Annotated[
-        str | None,
-        typer.Option("--bands", help="Band names of a date, with commas.", show_default="from the files, or by number"),
-    ] = None,
-    resampling: Annotated[
-        Resampling, typer.Option("--resampling", help="Kernel for files that lie on another grid.")
-    ] = "bilinear",
+    bands: options.BandsOption = None,
+    after_bands: options.AfterBandsOption = None,
+    resampling: options.ResamplingOption = "bilinear",
+    coregister: options.CoregisterOption = "global",
+    max_shift: options.MaxShiftOption = MAX_SHIFT,
+    strict: options.StrictOption = False,
     label_values: Annotated[
         LabelValues, typer.Option("--label-values", help="What labels hold; in 0/1 labels 255 means ignore.")
     ] = "auto",
@@ -66,11 +65,18 @@ def pair(
     """
     from satdiff_cli import artifacts, pairing
     from satdiff_cli.catalog import CatalogOptions
+    from satdiff_cli.compositing import CompositeConfig
+    from satdiff_cli.coregistration import CoregistrationConfig
 
     config = pairing.PairingConfig(
         format=format_name,
-        bands=tuple(name.strip().lower() for name in bands.split(",")) if bands else (),
-        resampling=resampling,
+        composite=CompositeConfig(
+            bands=options.split_names(bands),
+            after_bands=options.split_names(after_bands),
+            resampling=resampling,
+            coregistration=CoregistrationConfig(coregister, max_shift),
+            strict=strict,
+        ),
         label_values=label_values,
         folds=folds,
         seed=seed,
@@ -111,5 +117,9 @@ def pair(
         f"paired {summary['pairs']} pairs of {summary['sites']} sites: {summary['labelled']} labelled, "
         f"{summary['test']} test, {summary['resampled']} resampled, {summary['failed']} failed, "
         f"{summary['problems']} rows or scenes left out; bands {summary['bands']}"
+    )
+    options.say(
+        f"shifts {summary['coregistered']} corrected, {summary['not_coregistered']} too large or not to be told; "
+        f"all are in {report_path}"
     )
     options.finish(summary, path=project / artifacts.PAIRS_CSV, next_command=f"satdiff tile {project}", as_json=as_json)

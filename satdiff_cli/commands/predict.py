@@ -1,6 +1,5 @@
 """``satdiff predict``: apply trained networks to composites."""
 
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -103,9 +102,13 @@ def predict(
 
     levels = CascadeConfig(cascade_factor, cascade_weight, is_hard, coarsest, finest)
     if not cascade:
-        refuse_idle_options("--cascade", name_cascade_options(levels))
+        options.refuse_idle(name_cascade_options(levels), needs="without --cascade", hint="add --cascade")
     if engine != "ray":
-        refuse_idle_options("--engine ray", {"--address": address != "", "--gpus-per-worker": gpus_per_worker != 0})
+        options.refuse_idle(
+            {"--address": address != "", "--gpus-per-worker": gpus_per_worker != 0},
+            needs="without --engine ray",
+            hint="add --engine ray",
+        )
     config = inference.InferenceConfig(
         window=window,
         overlap=overlap,
@@ -170,19 +173,6 @@ def name_cascade_options(levels: "CascadeConfig") -> dict[str, bool]:
         "--coarsest": levels.coarsest != default.coarsest,
         "--finest": levels.finest != default.finest,
     }
-
-
-def refuse_idle_options(needed: str, given: Mapping[str, bool]) -> None:
-    """Refuse options that do nothing without another one.
-
-    Raises:
-        ConfigError: One of them was given.
-    """
-    from satdiff_cli.errors import ConfigError
-
-    names = [name for name, is_given in given.items() if is_given]
-    if names:
-        raise ConfigError(f"{', '.join(names)} would do nothing without {needed}", f"add {needed}")
 
 
 def say_estimate(plan: "Plan", config: "InferenceConfig", work: "Work", *, with_pickle: bool) -> None:

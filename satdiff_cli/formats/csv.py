@@ -20,6 +20,7 @@ from satdiff_cli.catalog import (
     merge_groups,
     name_site,
     parse_scene_date,
+    spell_remote,
     split_files,
 )
 from satdiff_cli.errors import CatalogError
@@ -37,16 +38,6 @@ NOT_INPUTS = frozenset({"pairs.csv", "pairs_report.csv", "tiles.csv", "sample_su
 OTHER_LAYOUT_FOLDERS = ("Images", "Images_composit")
 OPTIONAL_COLUMNS = ("pair_id", "label", "before_date", "after_date", "fold")
 NAMED_FOLDS = (NO_FOLD, TRAIN_FOLD, VALIDATION_FOLD, TEST_FOLD)
-
-# How GDAL spells what lies elsewhere. The web keeps its address, the clouds lose their scheme.
-_REMOTE_PREFIXES = {
-    "s3://": "/vsis3/",
-    "gs://": "/vsigs/",
-    "az://": "/vsiaz/",
-    "http://": "/vsicurl/http://",
-    "https://": "/vsicurl/https://",
-    "ftp://": "/vsicurl/ftp://",
-}
 
 
 @dataclass(frozen=True)
@@ -228,14 +219,6 @@ def _place_files(folder: Path, cell: str) -> Scene:
         path = folder / text
         paths.append(path if _is_remote(path) or path.is_file() else folder / text.replace("\\", "/"))
     return tuple(paths)
-
-
-def spell_remote(text: str) -> str:
-    """Spell an address as GDAL opens it: ``s3://bucket/a.tif`` as ``/vsis3/bucket/a.tif``; other texts stay."""
-    for scheme, prefix in _REMOTE_PREFIXES.items():
-        if text.lower().startswith(scheme):
-            return prefix + text[len(scheme) :]
-    return text
 
 
 def _is_remote(path: Path) -> bool:

@@ -8,6 +8,10 @@ from satdiff_cli.raster.composites import (
 from satdiff_cli.raster.describing import (
     describe_raster,
 )
+from satdiff_cli.raster.displaced import (
+    displace_mask,
+    open_displaced,
+)
 from satdiff_cli.raster.files import (
     BLOCK_PX,
     CACHE_BYTES,
@@ -46,9 +50,17 @@ from satdiff_cli.raster.probabilities import (
     read_probability,
     write_probability_cog,
 )
+from satdiff_cli.raster.shapes import (
+    MASK_COLOURS,
+    MASK_NODATA,
+    create_mask,
+    create_numbers,
+    read_shrunk_change,
+    trace_regions,
+)
 from satdiff_cli.raster.warping import (
     PICTURE_CRS,
-    Resampling,
+    colour_names,
     image_bands,
     is_masked,
     open_warped,
@@ -60,6 +72,8 @@ from satdiff_cli.raster.warping import (
 __all__ = [
     "BLOCK_PX",
     "CACHE_BYTES",
+    "MASK_COLOURS",
+    "MASK_NODATA",
     "ONE_PASS_CACHE_BYTES",
     "PICTURE_CRS",
     "STATISTICS_TAG",
@@ -68,10 +82,13 @@ __all__ = [
     "Grid",
     "ProbabilityReader",
     "ProbabilityWriter",
-    "Resampling",
     "bound_cache",
+    "colour_names",
+    "create_mask",
+    "create_numbers",
     "create_raster",
     "describe_raster",
+    "displace_mask",
     "gdal_name",
     "geographic_bounds",
     "grid_of",
@@ -83,6 +100,7 @@ __all__ = [
     "iterate_strips",
     "naming",
     "native_bounds",
+    "open_displaced",
     "open_probability",
     "open_raster",
     "open_warped",
@@ -92,10 +110,12 @@ __all__ = [
     "read_footprint",
     "read_grid",
     "read_probability",
+    "read_shrunk_change",
     "read_valid_mask",
     "split_columns",
     "to_rasterio",
     "touching_border",
+    "trace_regions",
     "warp_mask",
     "wkt_of_epsg",
     "write_band",

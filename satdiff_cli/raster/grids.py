@@ -70,6 +70,11 @@ class Grid:
         moved = self.affine @ Affine.translation(window.col, window.row)
         return Grid(window.height, window.width, self.crs, tuple(moved)[:6])
 
+    def move(self, dy: float, dx: float) -> "Grid":
+        """Return the grid moved down and right by fractions of its pixels."""
+        moved = self.affine @ Affine.translation(dx, dy)
+        return Grid(self.height, self.width, self.crs, tuple(moved)[:6])
+
     def as_dict(self) -> dict[str, Any]:
         """Return plain values, as kept in the header of a prediction."""
         return {"height": self.height, "width": self.width, "crs": self.crs, "transform": list(self.transform)}

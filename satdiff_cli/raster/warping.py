@@ -1,7 +1,7 @@
 """What a scene's file says is valid, and views of scenes on other grids."""
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import rasterio
@@ -10,9 +10,8 @@ from rasterio.enums import ColorInterp, MaskFlags
 from rasterio.vrt import WarpedVRT
 from scipy import ndimage
 
+from satdiff_cli.config import Resampling
 from satdiff_cli.raster.grids import Grid, iterate_strips, to_rasterio
-
-Resampling = Literal["nearest", "bilinear", "cubic", "lanczos"]
 
 # Coordinates within a picture, to warp between grids that lie nowhere on Earth.
 PICTURE_CRS = 'LOCAL_CS["picture",UNIT["metre",1]]'
@@ -33,6 +32,13 @@ def image_bands(dataset: Any, *, keep_alpha: bool) -> list[int]:
         for number, meaning in zip(dataset.indexes, dataset.colorinterp, strict=True)
         if keep_alpha or meaning != ColorInterp.alpha
     ]
+
+
+def colour_names(dataset: Any, bands: Sequence[int]) -> list[str]:
+    """Name bands by the colours that the file says they show; empty for one that is no colour."""
+    colours = (ColorInterp.red, ColorInterp.green, ColorInterp.blue)
+    meanings = [dataset.colorinterp[band - 1] for band in bands]
+    return [meaning.name if meaning in colours else "" for meaning in meanings]
 
 
 def read_valid_mask(dataset: Any, bands: Sequence[int]) -> NDArray[np.bool_]:

@@ -212,7 +212,13 @@ def name_bands(count: int, given: Sequence[str] | None, described: Sequence[str 
                 "give one name for each band, none of them twice",
             )
         return tuple(given)
-    names = [_SENTINEL2.get(name.strip().lower(), name.strip().lower()) for name in described if name]
-    if len(names) == count and len(set(names)) == count:
-        return tuple(names)
+    names = canonical_names(described)
+    if len(names) == count:
+        return names
     return DEFAULT_BANDS.get(count, tuple(f"band{number}" for number in range(1, count + 1)))
+
+
+def canonical_names(described: Sequence[str | None]) -> tuple[str, ...]:
+    """Spell the names that a file gives to its bands as satdiff does; empty where one has none, or two the same."""
+    names = [_SENTINEL2.get(name.strip().lower(), name.strip().lower()) for name in described if name]
+    return tuple(names) if len(names) == len(described) == len(set(names)) else ()

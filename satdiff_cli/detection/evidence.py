@@ -1,0 +1,118 @@
+"""Tell whether a pair shows any change at all, or only noise and what a residual shift or blur leaves. Pure."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from satdiff_cli.detection.patches import Patch
+
+AREA_PX = 5  # side of the square over which a difference must be alike to be that of an area
+# The mean difference of a square holds this share of its energy if it is alike over it; of noise, 1/25.
+_COHERENT = 0.5
+_STRONG = 3.0  # times the median energy
+_ROUNDING = 1e-9  # of squared float32 of about 1
+_LEAST_PX = 9  # 3 × 3: what an opening leaves at least
+# Changed areas must cover this share of the scene.
+LEAST_SHARE = 3e-4
+_ROUNDS = 3
+_KEPT_PERCENT = 90.0  # of the squares, those of least energy, tell the shift: change would pull at it
+_EXPLAINED = 5
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Say how much of a sample differs area by area.
+
+    Attributes:
+        share: Share of the pixels that lie in areas which differ strongly and evenly.
+        separability: Share of such pixels among those that differ strongly at all, in [0, 1]: 0 for noise, and for the
+            thin lines that a residual shift leaves along edges, whose sign changes from one side to the other.
+        is_changed: Whether there is enough of them to speak of change.
+    """
+
+    share: float
+    separability: float
+    is_changed: bool
+
+
+def measure_evidence(patches: Sequence[Patch]) -> Evidence:
+    """Measure which share of a normalised pair differs area by area.
+
+    What gain, offset, a shift below a pixel and a slight blur explain of the difference is taken away first: to first
+    order that is a constant, the image itself, its two derivatives and its Laplacian.
+    """
+    residuals = explain_away(patches)
+    means = [area_energy(residual, patch.valid) for residual, patch in zip(residuals, patches, strict=True)]
+    inside = [
+        ndimage.binary_erosion(patch.valid, np.ones((AREA_PX, AREA_PX), bool), border_value=1) for patch in patches
+    ]
+    energy = np.concatenate([total[mask] for (_, total), mask in zip(means, inside, strict=True)])
+    if energy.size < _LEAST_PX:
+        return Evidence(0.0, 0.0, is_changed=False)
+    strong = max(_STRONG * float(np.median(energy)), _ROUNDING)
+    coherent_px = strong_px = 0
+    for (coherent, total), mask in zip(means, inside, strict=True):
+        is_strong = (total > strong) & mask
+        areas = ndimage.binary_opening(is_strong & (coherent > _COHERENT * total), np.ones((3, 3), bool))
+        strong_px += int(np.count_nonzero(is_strong))
+        coherent_px += int(np.count_nonzero(areas))
+    share = coherent_px / energy.size
+    is_changed = coherent_px >= _LEAST_PX and share >= LEAST_SHARE
+    return Evidence(share, coherent_px / max(strong_px, 1), is_changed)
+
+
+def area_energy(
+    difference: NDArray[np.float32], valid: NDArray[np.bool_]
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Return the energy of the mean difference (bands, H, W) of the square around each pixel, and the mean energy."""
+    clean = np.where(valid, difference, np.float32(0))
+    mean = ndimage.uniform_filter(clean, (1, AREA_PX, AREA_PX), mode="nearest")
+    energy = ndimage.uniform_filter(np.einsum("bhw,bhw->hw", clean, clean), AREA_PX, mode="nearest")
+    return np.einsum("bhw,bhw->hw", mean, mean), energy
+
+
+def explain_away(patches: Sequence[Patch]) -> list[NDArray[np.float32]]:
+    """Return what is left of the differences, (bands, H, W) for each patch, by least squares over all patches."""
+    differences = [patch.after - patch.before for patch in patches]
+    kept = [ndimage.binary_erosion(patch.valid, np.ones((3, 3), bool), border_value=1) for patch in patches]
+    residuals = differences
+    for number in range(_ROUNDS):
+        coefficients = _regress(patches, differences, kept)
+        residuals = [
+            difference - np.einsum("ebhw,be->bhw", _explaining(patch.before), coefficients)
+            for patch, difference in zip(patches, differences, strict=True)
+        ]
+        if number < _ROUNDS - 1:
+            energies = [
+                area_energy(residual, patch.valid)[1] for residual, patch in zip(residuals, patches, strict=True)
+            ]
+            pooled = [energy[mask] for energy, mask in zip(energies, kept, strict=True)]
+            limit = np.percentile(np.concatenate(pooled), _KEPT_PERCENT) if any(part.size for part in pooled) else 0.0
+            kept = [mask & (energy <= limit) for energy, mask in zip(energies, kept, strict=True)]
+    return residuals
+
+
+def _explaining(before: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return what may explain the difference of a band, (5, bands, H, W)."""
+    down, along = (ndimage.correlate1d(before, [-0.5, 0, 0.5], axis=axis, mode="nearest") for axis in (1, 2))
+    curvature = sum(ndimage.correlate1d(before, [1.0, -2.0, 1.0], axis=axis, mode="nearest") for axis in (1, 2))
+    return np.stack([np.ones_like(before), before, down, along, curvature])
+
+
+def _regress(
+    patches: Sequence[Patch], differences: Sequence[NDArray[np.float32]], kept: Sequence[NDArray[np.bool_]]
+) -> NDArray[np.float32]:
+    """Return the coefficients (bands, 5)."""
+    bands = len(patches[0].before)
+    normal, right = np.zeros((bands, _EXPLAINED, _EXPLAINED)), np.zeros((bands, _EXPLAINED))
+    for patch, difference, mask in zip(patches, differences, kept, strict=True):
+        explaining = _explaining(patch.before)[:, :, mask]
+        for band in range(bands):
+            normal[band] += explaining[:, band] @ explaining[:, band].T
+            right[band] += explaining[:, band] @ difference[band, mask]
+    return np.stack([np.linalg.lstsq(*pair, rcond=1e-8)[0] for pair in zip(normal, right, strict=True)]).astype(
+        np.float32
+    )
