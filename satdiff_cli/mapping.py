@@ -109,7 +109,7 @@ def make_change_map(
     watch = Stopwatch()
     dates = read_dates(before, after, config.dates)
     probability = folder / PROBABILITY_NAME
-    with TemporaryDirectory(prefix=".scratch-", dir=folder) as scratch:
+    with raster.bound_cache(), TemporaryDirectory(prefix=".scratch-", dir=folder) as scratch:
         composite = Path(scratch) / "pair.tif"
         on_stage("bringing the dates onto each other")
         with watch.stage("align"):

@@ -1,4 +1,4 @@
-"""``satdiff detect``: two files of any kind in, a change map out, or a message that names the file and what is wrong."""
+"""``satdiff detect``: two files of any kind in, a change map out, or a message that says what is wrong with which."""
 
 import json
 from collections.abc import Callable

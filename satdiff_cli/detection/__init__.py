@@ -21,6 +21,7 @@ from satdiff_cli.detection.thresholds import (
     find_threshold,
     fit_mixture,
     make_curve,
+    refine_mixture,
 )
 from satdiff_cli.errors import ConfigError, RasterError, require_known
 from satdiff_cli.plugins import load_plugin
@@ -43,7 +44,7 @@ class DetectionConfig:
     """
 
     method: str = AUTO
-    normalize: Relative = "zscore"
+    normalize: Relative = "pif"
     threshold: ThresholdKind = "otsu"
     false_alarms: float | None = None
     seed: int = 0
@@ -225,6 +226,7 @@ def calibrate(scores: NDArray[np.float32], config: DetectionConfig, *, is_chi_sq
     parting = find_threshold(config.threshold, scores)
     mixture = fit_mixture(scores, parting)
     if config.false_alarms is not None:
+        mixture = refine_mixture(scores, mixture)
         parting = mixture.score_of_false_alarms(config.false_alarms)
     curve = make_curve(scores, mixture, is_chi_square=is_chi_square)
     return curve, curve.threshold(parting)

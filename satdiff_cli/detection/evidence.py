@@ -13,13 +13,14 @@ AREA_PX = 5  # side of the square over which a difference must be alike to be th
 # The mean difference of a square holds this share of its energy if it is alike over it; of noise, 1/25.
 _COHERENT = 0.5
 _STRONG = 3.0  # times the median energy
-_ROUNDING = 1e-9  # of squared float32 of about 1
+_LEAST_DIFFERENCE = 0.02  # deviations of a band: less is rounding and what light was not explained
 _LEAST_PX = 9  # 3 × 3: what an opening leaves at least
 # Changed areas must cover this share of the scene.
 LEAST_SHARE = 3e-4
 _ROUNDS = 3
 _KEPT_PERCENT = 90.0  # of the squares, those of least energy, tell the shift: change would pull at it
-_EXPLAINED = 5
+_LIGHT_RANGE = 3.0  # deviations, beyond which a cubic function is not trusted
+_EXPLAINED = 7
 
 
 @dataclass(frozen=True)
@@ -41,8 +42,8 @@ class Evidence:
 def measure_evidence(patches: Sequence[Patch]) -> Evidence:
     """Measure which share of a normalised pair differs area by area.
 
-    What gain, offset, a shift below a pixel and a slight blur explain of the difference is taken away first: to first
-    order that is a constant, the image itself, its two derivatives and its Laplacian.
+    What light, a shift below a pixel and a slight blur explain of the difference is taken away first: a cubic function
+    of the value before, and to first order the image's two derivatives and its Laplacian.
     """
     residuals = explain_away(patches)
     means = [area_energy(residual, patch.valid) for residual, patch in zip(residuals, patches, strict=True)]
@@ -52,7 +53,7 @@ def measure_evidence(patches: Sequence[Patch]) -> Evidence:
     energy = np.concatenate([total[mask] for (_, total), mask in zip(means, inside, strict=True)])
     if energy.size < _LEAST_PX:
         return Evidence(0.0, 0.0, is_changed=False)
-    strong = max(_STRONG * float(np.median(energy)), _ROUNDING)
+    strong = max(_STRONG * float(np.median(energy)), _LEAST_DIFFERENCE**2 * len(patches[0].before))
     coherent_px = strong_px = 0
     for (coherent, total), mask in zip(means, inside, strict=True):
         is_strong = (total > strong) & mask
@@ -96,16 +97,17 @@ def explain_away(patches: Sequence[Patch]) -> list[NDArray[np.float32]]:
 
 
 def _explaining(before: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return what may explain the difference of a band, (5, bands, H, W)."""
+    """Return what may explain the difference of a band, (7, bands, H, W)."""
+    light = np.clip(before, -_LIGHT_RANGE, _LIGHT_RANGE)
     down, along = (ndimage.correlate1d(before, [-0.5, 0, 0.5], axis=axis, mode="nearest") for axis in (1, 2))
     curvature = sum(ndimage.correlate1d(before, [1.0, -2.0, 1.0], axis=axis, mode="nearest") for axis in (1, 2))
-    return np.stack([np.ones_like(before), before, down, along, curvature])
+    return np.stack([np.ones_like(before), light, light**2, light**3, down, along, curvature])
 
 
 def _regress(
     patches: Sequence[Patch], differences: Sequence[NDArray[np.float32]], kept: Sequence[NDArray[np.bool_]]
 ) -> NDArray[np.float32]:
-    """Return the coefficients (bands, 5)."""
+    """Return the coefficients (bands, 7)."""
     bands = len(patches[0].before)
     normal, right = np.zeros((bands, _EXPLAINED, _EXPLAINED)), np.zeros((bands, _EXPLAINED))
     for patch, difference, mask in zip(patches, differences, kept, strict=True):

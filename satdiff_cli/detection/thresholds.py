@@ -23,6 +23,7 @@ _KNOTS = 2049
 # Share of a probability that is the pixel's rank, so that order is kept where the rest is 0 or 1 to the last digit.
 _RANK_SHARE = 0.05
 _LEAST_PRIOR = 1e-6
+_LOWEST = 1e-6  # of the highest score: those below are counted as this
 
 
 @dataclass(frozen=True)
@@ -123,24 +124,33 @@ def part_in_two(values: NDArray[np.float64], start: float) -> float:
 
 
 def fit_mixture(scores: NDArray[np.floating], parting: float) -> Mixture:
-    """Fit a mixture by expectation and maximisation over a histogram, from the groups on either side of a score.
+    """Describe the two groups on either side of a score, which become as probable as each other near it.
 
     Args:
         scores: Scores (n,), not all of them 0.
-        parting: Where the groups part at first.
+        parting: Where the groups part.
     """
-    least = max(float(np.percentile(scores, 1)), 1e-6 * float(scores.max()))
-    edges = np.linspace(np.log(least), np.log(max(float(scores.max()), least * 1.01)), _BINS + 1)
-    counts, _ = np.histogram(np.log(np.maximum(scores, least)), edges)
-    middles = np.exp((edges[:-1] + edges[1:]) / 2)
-    shares = counts / counts.sum()
-    changed = (middles > parting).astype(np.float64)
-    mixture = _maximise(middles, shares, changed)
+    middles, shares = _gather(scores)
+    return _maximise(middles, shares, (middles > parting).astype(np.float64))
+
+
+def refine_mixture(scores: NDArray[np.floating], mixture: Mixture) -> Mixture:
+    """Let the groups overlap, by expectation and maximisation, so that the unchanged one keeps its upper tail."""
+    middles, shares = _gather(scores)
     for _ in range(_ROUNDS):
         last, mixture = mixture, _maximise(middles, shares, mixture.posterior(middles))
         if abs(mixture.prior - last.prior) < _TOLERANCE:
             break
     return mixture
+
+
+def _gather(scores: NDArray[np.floating]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Count scores in bins that widen with them: their middles and the share of the scores in each."""
+    high = float(scores.max())
+    low = min(max(float(np.percentile(scores, 1)), _LOWEST * high), 0.99 * high)
+    edges = np.geomspace(low, high, _BINS + 1)
+    counts, _ = np.histogram(np.clip(scores, low, high), edges)
+    return np.sqrt(edges[:-1] * edges[1:]), counts / counts.sum()
 
 
 def _maximise(middles: NDArray[np.float64], shares: NDArray[np.float64], changed: NDArray[np.float64]) -> Mixture:

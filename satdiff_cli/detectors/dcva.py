@@ -26,6 +26,7 @@ _LEVELS = (0, 1, 2)
 _SHRINKS = 8
 _CONTRAST = 0.5  # the deviation of the photographs that the network was trained on, which lie in [-1, 1]
 _KEPT_SHARE = 0.25
+_LEAST_DEVIATION = 1e-3  # of a level's difference, which is 0 where the dates are the same
 _COLOURS = ("red", "green", "blue")
 
 
@@ -47,10 +48,10 @@ class FeatureModel:
         moments = [[_moments(level, patch) for level in self.differences(patch)] for patch in sample.patches]
         for level in zip(*moments, strict=True):
             count, mean, square = (torch.stack(part).sum(dim=0) for part in zip(*level, strict=True))
-            variance = square / count - (mean / count) ** 2
+            variance = (square / count - (mean / count) ** 2).clamp(min=0)
             kept = variance >= torch.quantile(variance, 1 - _KEPT_SHARE)
             # Levels count alike, however many features they have and however large these are.
-            self._scales.append(kept / (variance[kept].sum().sqrt() + torch.finfo(torch.float32).tiny))
+            self._scales.append(kept / variance[kept].sum().sqrt().clamp(min=_LEAST_DEVIATION))
 
     @torch.inference_mode()
     def differences(self, patch: Patch) -> list[Tensor]:
@@ -82,8 +83,7 @@ class FeatureModel:
 def _moments(difference: Tensor, patch: Patch) -> tuple[Tensor, Tensor, Tensor]:
     """Return number, sum and sum of squares of differences (C, h, w) where the patch counts."""
     scored = torch.from_numpy(patch.scored)[None, None].float()
-    size = difference.shape[-2:]
-    weight = functional.interpolate(scored, size, mode="nearest")[0, 0]
+    weight = functional.adaptive_avg_pool2d(scored, difference.shape[-2:])[0, 0]
     return (
         weight.sum().expand(len(difference)),
         (difference * weight).sum(dim=(1, 2)),

@@ -1,8 +1,8 @@
 """Principal components of the neighbourhoods of the difference image, parted in two by k-means.
 
 T. Celik, "Unsupervised change detection in satellite images using principal component analysis and k-means
-clustering", IEEE Geoscience and Remote Sensing Letters 6 (4), 2009. What parts the two groups is a plane, and how far a
-neighbourhood lies beyond the mean of the unchanged ones, square to it, is the score.
+clustering", IEEE Geoscience and Remote Sensing Letters 6 (4), 2009. A plane parts the two groups, and the score is how
+far a neighbourhood lies along its normal.
 """
 
 import numpy as np
@@ -27,17 +27,14 @@ class BlockModel:
 
     Args:
         kernel: Weights of the differences around a pixel, (5, 5).
-        zero: What the unchanged group reaches.
     """
 
-    def __init__(self, kernel: NDArray[np.float64], zero: float) -> None:
-        self._kernel = kernel
-        self._zero = np.float32(zero)
+    def __init__(self, kernel: NDArray[np.float64]) -> None:
+        self._kernel = kernel.astype(np.float32)
 
     def score(self, patch: Patch) -> NDArray[np.float32]:
-        """Return how far the block around each pixel lies from the unchanged group towards the changed one."""
-        reached = ndimage.correlate(measure_difference(patch), self._kernel.astype(np.float32), mode="mirror")
-        return np.maximum(reached - self._zero, np.float32(0))
+        """Return how far the block around each pixel lies in the direction of the changed group."""
+        return np.maximum(ndimage.correlate(measure_difference(patch), self._kernel, mode="mirror"), np.float32(0))
 
 
 def measure_difference(patch: Patch) -> NDArray[np.float32]:
@@ -55,7 +52,7 @@ def fit(sample: Sample) -> BlockModel:
     blocks = np.minimum(blocks, np.percentile(blocks, _CEILING_PERCENT))
     strength = blocks.sum(axis=1)
     if not strength.max() > strength.min():
-        return BlockModel(np.zeros((_BLOCK_PX, _BLOCK_PX)), 0.0)
+        return BlockModel(np.zeros((_BLOCK_PX, _BLOCK_PX)))
     mean = blocks.mean(axis=0)
     variances, directions = np.linalg.eigh(np.cov(blocks.T))
     shares = np.cumsum(variances[::-1]) / variances.sum()
@@ -66,8 +63,7 @@ def fit(sample: Sample) -> BlockModel:
     start = np.stack([features[weakest].mean(axis=0), features[strongest].mean(axis=0)])
     (unchanged, changed), _ = kmeans2(features, start, iter=_ROUNDS, minit="matrix")
     axis = components @ (changed - unchanged)
-    axis /= np.linalg.norm(axis)
-    return BlockModel(axis.reshape(_BLOCK_PX, _BLOCK_PX), float((mean + components @ unchanged) @ axis))
+    return BlockModel((axis / np.linalg.norm(axis)).reshape(_BLOCK_PX, _BLOCK_PX))
 
 
 def collect_blocks(sample: Sample) -> NDArray[np.float64]:
