@@ -33,8 +33,10 @@ _OWN_NAMES = {IDENTITY_NAME, LOCK_NAME}
 PAIRS_CSV = "pairs.csv"
 PAIRS_REPORT_CSV = "pairs_report.csv"
 TILES_CSV = "tiles.csv"
+CLASSES_CSV = "classes.csv"
 COMPOSITES_DIR = "composites"
 LABELS_DIR = "labels"
+ELEVATIONS_DIR = "elevations"
 PREDICTIONS_DIR = "predicted_masks"
 SAMPLE_SUBMISSION_CSV = "sample_submission.csv"
 OUT_OF_FOLD_PREFIX = "oof_"
@@ -51,6 +53,8 @@ PAIR_COLUMNS = (
     "status",
     "reason",
 )
+ELEVATION_COLUMN = "elevation"  # of pairs.csv, only where some scene has one
+CLASS_COLUMNS = ("id", "name", "red", "green", "blue")
 REPORT_COLUMNS = ("pair_id", "source", "before", "after", "status", "reason", "resampled", "valid_fraction")
 TILE_COLUMNS = (
     "tile_id",
@@ -71,6 +75,7 @@ MAKERS = {
     "demo": "satdiff demo",
     PAIRS_CSV: "satdiff pair DATA",
     TILES_CSV: "satdiff tile DATA",
+    CLASSES_CSV: "satdiff pair DATA",
 }
 
 

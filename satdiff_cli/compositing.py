@@ -20,6 +20,7 @@ from satdiff_cli.raster import (
     PICTURE_CRS,
     Grid,
     Resampling,
+    Zeros,
     create_raster,
     grid_of,
     grid_profile,
@@ -65,12 +66,16 @@ class CompositeSummary:
 
 @dataclass(frozen=True)
 class SceneFile:
-    """Hold one file of a date, the same open, its pixel grid, and the 1-based numbers of its bands to use."""
+    """Hold one file of a date, the same open, its pixel grid, and the 1-based numbers of its bands to use.
+
+    ``zeros`` says where pixels that are 0 in all of them were not observed.
+    """
 
     path: Path
     dataset: Any
     grid: Grid
     indexes: list[int]
+    zeros: Zeros = "border"
 
     def read(self, window: Window) -> NDArray[Any]:
         """Read the bands in a window."""
@@ -220,7 +225,7 @@ def align_file(stack: ExitStack, file: SceneFile, reference: SceneFile, resampli
         RasterError: The files do not overlap, or have no georeferencing and sizes that do not fit.
     """
     with naming(file.path):  # an error would first meet the file that was opened last
-        valid = read_valid_mask(file.dataset, file.indexes)
+        valid = read_valid_mask(file.dataset, file.indexes, file.zeros)
     grid, target = file.grid, reference.grid
     both_georeferenced = grid.is_georeferenced and target.is_georeferenced
     if grid.is_same(target) or (not both_georeferenced and grid.shape == target.shape):
@@ -246,12 +251,14 @@ def write_composite(
     *,
     bands: Sequence[str] | None,
     resampling: Resampling = "bilinear",
+    zeros: Zeros = "border",
 ) -> CompositeSummary:
     """Stack two scenes on the finest grid of the before scene, over the area that all their files cover.
 
-    If both scenes are the same file it is a ready-made composite. Pixels of grids that coincide pass through
-    unchanged. The result has the source's dtype, band descriptions ``before_<band>`` … ``after_<band>`` in the order
-    of the files, an internal mask of the pixels valid in every file, and the statistics of those pixels.
+    If both scenes are the same file it is a ready-made composite; without an after scene there is one date. Pixels of
+    grids that coincide pass through unchanged. The result has the source's dtype, band descriptions ``before_<band>`` …
+    ``after_<band>`` in the order of the files, an internal mask of the pixels valid in every file, and the statistics
+    of those pixels.
 
     Raises:
         RasterError: A file cannot be read, the dates differ in band count, or have no valid pixel in common.
@@ -262,8 +269,11 @@ def write_composite(
             (ready_made,) = before
             first, second = ([half] for half in split_composite(stack, ready_made, bands))
         else:
-            first, second = (open_scene(stack, scene, bands) for scene in (before, after))
-        check_same_bands(first, second)
+            first, second = (
+                [replace(file, zeros=zeros) for file in open_scene(stack, scene, bands)] for scene in (before, after)
+            )
+        if second:
+            check_same_bands(first, second)
         names = name_bands(sum(count_bands(first)), bands, describe_bands(first))
         reference = find_finest(first)
         aligned = reduce(Aligned.join, (align_file(stack, file, reference, resampling) for file in (*first, *second)))
@@ -274,7 +284,8 @@ def write_composite(
                 f"{what} have no valid pixel in common", "check nodata values and NaN: gdalinfo -stats FILE"
             )
         grid = reference.grid.crop(window)
-        write_stack(out, aligned, grid, [f"{date}_{name}" for date in ("before", "after") for name in names])
+        dates = ("before", "after") if second else ("before",)
+        write_stack(out, aligned, grid, [f"{date}_{name}" for date in dates for name in names])
         return CompositeSummary(grid, reference.grid, window, names, float(valid.mean()), aligned.resampled)
 
 

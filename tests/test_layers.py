@@ -35,6 +35,7 @@ ALLOWED = {
     "lightning": ("training/",),
     "rasterio": ("raster/",),
     "ray": ("cluster.py",),
+    "optuna": ("sweeping/",),
     "typer": ("cli.py", "commands/"),
     "rich": ("cli.py", "commands/"),
 }
@@ -55,10 +56,21 @@ HEAVY = (
 LAYERS = (
     ("errors",),
     ("config", "plugins", "presets", "cluster"),
-    ("catalog", "windows", "seams", "radiometry", "probability", "metrics"),
-    ("raster", "artifacts", "rowstore", "plain_pickle", "predictions", "tables", "compositing", "ensembling"),
+    ("catalog", "windows", "seams", "radiometry", "probability", "metrics", "confusion"),
+    (
+        "raster",
+        "artifacts",
+        "rowstore",
+        "plain_pickle",
+        "predictions",
+        "tables",
+        "compositing",
+        "ensembling",
+        "fetching",
+        "landcover",
+    ),
     ("pairing", "tiling", "augmentation", "losses", "samples", "checkpoint", "pretrained", "experiment"),
-    ("training", "inference", "evaluation", "submission"),
+    ("training", "inference", "evaluation", "submission", "sweeping"),
 )
 
 

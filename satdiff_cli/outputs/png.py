@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from satdiff_cli import raster
-from satdiff_cli.errors import ArtifactError
+from satdiff_cli.errors import ArtifactError, ConfigError
 from satdiff_cli.pairing import Pair, read_pairs
 from satdiff_cli.predictions import ExportOptions, PredictionReader
 from satdiff_cli.probability import threshold_probability
@@ -36,7 +36,10 @@ def write(prediction: PredictionReader, out: Path, options: ExportOptions) -> li
 
     Raises:
         ArtifactError: The composite of a pair is not in the project folder.
+        ConfigError: The prediction maps land cover.
     """
+    if prediction.header.classes:
+        raise ConfigError("png shows change, the prediction maps land cover", "satdiff export --as colour")
     pairs = {pair.pair_id: pair for pair in read_pairs(options.data)}
     written = []
     for pair_id in prediction.header.pair_ids:

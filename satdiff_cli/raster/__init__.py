@@ -3,6 +3,7 @@
 from satdiff_cli.raster.composites import (
     STATISTICS_TAG,
     Composite,
+    elevation_path,
     write_statistics,
 )
 from satdiff_cli.raster.describing import (
@@ -19,10 +20,13 @@ from satdiff_cli.raster.files import (
     naming,
     open_raster,
     read_band,
+    read_bands,
     read_date_tag,
     read_footprint,
     read_grid,
+    read_palette,
     write_band,
+    write_class_map,
     write_scene,
 )
 from satdiff_cli.raster.grids import (
@@ -49,6 +53,7 @@ from satdiff_cli.raster.probabilities import (
 from satdiff_cli.raster.warping import (
     PICTURE_CRS,
     Resampling,
+    Zeros,
     image_bands,
     is_masked,
     open_warped,
@@ -69,9 +74,11 @@ __all__ = [
     "ProbabilityReader",
     "ProbabilityWriter",
     "Resampling",
+    "Zeros",
     "bound_cache",
     "create_raster",
     "describe_raster",
+    "elevation_path",
     "gdal_name",
     "geographic_bounds",
     "grid_of",
@@ -88,9 +95,11 @@ __all__ = [
     "open_warped",
     "pixel_size_ratio",
     "read_band",
+    "read_bands",
     "read_date_tag",
     "read_footprint",
     "read_grid",
+    "read_palette",
     "read_probability",
     "read_valid_mask",
     "split_columns",
@@ -99,6 +108,7 @@ __all__ = [
     "warp_mask",
     "wkt_of_epsg",
     "write_band",
+    "write_class_map",
     "write_probability_cog",
     "write_scene",
     "write_statistics",
