@@ -33,8 +33,10 @@ _OWN_NAMES = {IDENTITY_NAME, LOCK_NAME}
 PAIRS_CSV = "pairs.csv"
 PAIRS_REPORT_CSV = "pairs_report.csv"
 TILES_CSV = "tiles.csv"
+CLASSES_CSV = "classes.csv"
 COMPOSITES_DIR = "composites"
 LABELS_DIR = "labels"
+ELEVATIONS_DIR = "elevations"
 PREDICTIONS_DIR = "predicted_masks"
 SAMPLE_SUBMISSION_CSV = "sample_submission.csv"
 OUT_OF_FOLD_PREFIX = "oof_"
@@ -66,6 +68,8 @@ REPORT_COLUMNS = (
     "shift_reliability",
     "coregistration",
 )
+ELEVATION_COLUMN = "elevation"  # of pairs.csv, only where some scene has one
+CLASS_COLUMNS = ("id", "name", "red", "green", "blue")
 TILE_COLUMNS = (
     "tile_id",
     "pair_id",
@@ -86,6 +90,7 @@ MAKERS = {
     "demo": "satdiff demo",
     PAIRS_CSV: "satdiff pair DATA",
     TILES_CSV: "satdiff tile DATA",
+    CLASSES_CSV: "satdiff pair DATA",
 }
 
 

@@ -22,6 +22,7 @@ from satdiff_cli.probability import LABEL_IGNORE
 Channels = NDArray[np.float32]
 Label = NDArray[np.uint8]
 Valid = NDArray[np.bool_]
+Elevation = NDArray[np.float32]
 
 SWAP_PROBABILITY = 0.5
 AFFINE_PROBABILITY, MAX_ROTATION, SCALES = 0.5, 45.0, (0.75, 1.33)  # [degrees], zoomed out … zoomed in
@@ -150,29 +151,44 @@ class Augmentation:
 
         Args:
             channels: float32 (T, C, H, W), normalised, so that 0 is the mean.
-            label: uint8 (H, W): 0, 1 and 255.
+            label: uint8 (H, W): 0, 1 or class ids, and 255; or (T, H, W), one a date.
             valid: bool (H, W).
             rng: Source of randomness.
 
         Returns:
             Channels, label and valid of the same shapes; where not valid, all channels are 0 and the label is 255.
         """
+        channels, label, valid, _ = self._augment(channels, label, valid, None, rng)
+        return channels, label, valid
+
+    def with_elevation(
+        self, channels: Channels, label: Label, valid: Valid, elevation: Elevation, rng: np.random.Generator
+    ) -> tuple[Channels, Label, Elevation]:
+        """Return the augmented sample with its elevation, float32 (H, W), NaN where not measured or not valid."""
+        channels, label, valid, moved = self._augment(channels, label, valid, elevation, rng)
+        assert moved is not None
+        return channels, label, np.where(valid, moved, np.float32(np.nan))
+
+    def _augment(
+        self, channels: Channels, label: Label, valid: Valid, elevation: Elevation | None, rng: np.random.Generator
+    ) -> tuple[Channels, Label, Valid, Elevation | None]:
+        """Augment a sample, and its elevation if there is one."""
         if self._strength == "none":
-            return blank_invalid(channels, label, valid)
+            return *blank_invalid(channels, label, valid), elevation
         if self._swap_dates and rng.random() < SWAP_PROBABILITY:
-            channels = channels[::-1]
+            channels, label = channels[::-1], label[::-1] if label.ndim == 3 else label
         if self._shift and len(channels) > 1:
             channels, valid = self._misregister(channels, valid, rng)
-        images, label, valid = self._move(channels, label, valid, rng)
+        images, label, valid, elevation = self._move(channels, label, valid, elevation, rng)
         if self._photometric.transforms:
             mask = valid.astype(np.uint8)
             images = [run(self._photometric, image, mask, int(rng.integers(2**63)))["image"] for image in images]
-        result = np.empty((len(images), channels.shape[1], *label.shape), np.float32)
+        result = np.empty((len(images), channels.shape[1], *valid.shape), np.float32)
         for date, image in enumerate(images):
             result[date] = image.transpose(2, 0, 1)
         if self._strength == "strong":
             result = drop_channel(result, rng)
-        return blank_invalid(result, label, valid)
+        return *blank_invalid(result, label, valid), elevation
 
     def _misregister(self, channels: Channels, valid: Valid, rng: np.random.Generator) -> tuple[Channels, Valid]:
         """Shift the after date at random."""
@@ -181,24 +197,29 @@ class Augmentation:
         return shift_after(channels, valid, row_shift, col_shift)
 
     def _move(
-        self, channels: Channels, label: Label, valid: Valid, rng: np.random.Generator
-    ) -> tuple[list[Channels], Label, Valid]:
-        """Move all dates, label and valid alike; a pixel stays valid when all pixels that it is made of are.
+        self, channels: Channels, label: Label, valid: Valid, elevation: Elevation | None, rng: np.random.Generator
+    ) -> tuple[list[Channels], Label, Valid, Elevation | None]:
+        """Move all dates, label, valid and elevation alike; a pixel stays valid when all that it is made of are.
 
         Returns:
-            An image (H, W, C) for each date; label; valid.
+            An image (H, W, C) for each date; label; valid; elevation.
         """
         dates, count, height, width = channels.shape
-        # Valid travels behind the channels, to be interpolated like them.
-        stacked = np.empty((height, width, dates * count + 1), np.float32)
-        stacked[..., :-1] = channels.reshape(dates * count, height, width).transpose(1, 2, 0)
+        # Elevation and valid travel behind the channels, to be interpolated like them.
+        stacked = np.empty((height, width, dates * count + 1 + (elevation is not None)), np.float32)
+        stacked[..., : dates * count] = channels.reshape(dates * count, height, width).transpose(1, 2, 0)
+        if elevation is not None:
+            stacked[..., -2] = elevation
         stacked[..., -1] = valid
+        mask = label if label.ndim == 2 else np.ascontiguousarray(label.transpose(1, 2, 0))
         # A seed instead of the generator: each part of the planes has to move alike.
         seed = int(rng.integers(2**63))
-        parts = [run(self._geometric, part, label, seed) for part in split_planes(stacked)]
+        parts = [run(self._geometric, part, mask, seed) for part in split_planes(stacked)]
         image = np.concatenate([part["image"] for part in parts], axis=-1) if len(parts) > 1 else parts[0]["image"]
         images = [image[..., date * count : (date + 1) * count] for date in range(dates)]
-        return images, parts[0]["mask"], image[..., -1] > 0.9999
+        moved = parts[0]["mask"]
+        label = moved if label.ndim == 2 else moved.transpose(2, 0, 1)
+        return images, label, image[..., -1] > 0.9999, None if elevation is None else image[..., -2]
 
 
 def make_augmentation(strength: AugmentKind, *, jitter: float, shift: int, swap_dates: bool) -> Augmentation:

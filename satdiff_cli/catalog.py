@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from satdiff_cli.config import Task
 from satdiff_cli.errors import ConfigError
 
 RASTER_SUFFIXES = frozenset({".tif", ".tiff", ".png", ".jpg", ".jpeg", ".jp2", ".img", ".vrt"})
@@ -36,12 +37,22 @@ _REMOTE_PREFIXES = {
 
 
 @dataclass(frozen=True)
+class LandClass:
+    """One class of land cover: its id in labels, its name, and its colour (red, green, blue)."""
+
+    id: int
+    name: str
+    colour: tuple[int, int, int]
+
+
+@dataclass(frozen=True)
 class ScenePair:
-    """Name the files of one before scene and one after scene of a site.
+    """Name the files of one before scene and one after scene of a site, or of one scene alone (no ``after``).
 
     The first file of a scene stands for it in names. ``composite`` is a ready-made stack of both dates, used instead
     of the two scenes where it exists. ``fold`` is only set where the dataset prescribes a split. ``source`` says where
-    the pair was found, for reports.
+    the pair was found, for reports. ``after_label`` is the land cover at the after date, where ``label`` is that at the
+    before date. ``elevation`` holds heights of the surface [m].
     """
 
     pair_id: str
@@ -54,6 +65,8 @@ class ScenePair:
     label: Path | None = None
     composite: Path | None = None
     fold: str = NO_FOLD
+    after_label: Path | None = None
+    elevation: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -69,13 +82,15 @@ class Problem:
 class Catalog:
     """Hold what a format found in a folder: pairs, and everything it could not use.
 
-    ``test_ids`` are the pairs that a sample submission asks for; empty where there is none.
+    ``test_ids`` are the pairs that a sample submission asks for; empty where there is none. ``classes`` are those of
+    land-cover labels, in the order of their ids 0, 1, …; empty where labels show change.
     """
 
     format: str
     pairs: tuple[ScenePair, ...]
     problems: tuple[Problem, ...] = ()
     test_ids: frozenset[str] = field(default_factory=frozenset)
+    classes: tuple[LandClass, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -93,6 +108,13 @@ class CatalogOptions:
     before_column: str | None = None
     after_column: str | None = None
     site_pattern: str | None = None
+
+
+def find_task(classes: Sequence[LandClass], dates: int) -> Task:
+    """Say what is to be mapped: change where labels have no classes, else land cover at one date or at two."""
+    if not classes:
+        return "change"
+    return "landcover" if dates == 1 else "semantic-change"
 
 
 def list_rasters(folder: Path) -> list[Path]:

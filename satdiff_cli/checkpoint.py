@@ -1,6 +1,7 @@
 """Weights and model card: build a network from its card, save a run, load it again."""
 
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -13,7 +14,8 @@ from safetensors import SafetensorError
 from torch import nn
 
 from satdiff_cli import artifacts
-from satdiff_cli.config import AdaptBatchNorm, NumberFormat, Precision
+from satdiff_cli.catalog import LandClass
+from satdiff_cli.config import AdaptBatchNorm, NumberFormat, Precision, Task
 from satdiff_cli.errors import ArtifactError, ConfigError, OutputError, WeightsError, suggest
 from satdiff_cli.plugins import load_plugin
 from satdiff_cli.radiometry import Normalization
@@ -23,6 +25,7 @@ CARD_NAME = "model.json"
 CONFIG_NAME = "config.toml"
 HISTORY_NAME = "history.csv"
 LAST_NAME = "last.ckpt"
+BEST_RUN = "best"  # in the place of a run's name
 
 
 @dataclass(frozen=True)
@@ -34,8 +37,8 @@ class ModelCard:
         parameters: What the plug-in needs to build the network: encoder, decoder, fusion, input.
         normalization: Bands of a date, channels made of them, and how they are normalised.
         dates: Number of dates.
-        classes: Channels of the logits.
-        label: What a label of 1 means.
+        classes: Channels of the logits: 1 for change, the classes of land cover, or those of each date in turn.
+        label: What a label of 1 means, or what labels hold.
         crop: Side of the crops that the network was trained on [px].
         adapt_bn: Batch norms that prediction adapts to the scene: ``none``, ``decoder`` or ``all``.
         run: Name of the run.
@@ -45,6 +48,9 @@ class ModelCard:
         validation_sites: Sites that chose the epoch and the threshold.
         epoch: Epoch of these weights, counted from 1.
         scores: Validation scores of these weights.
+        task: What is mapped: change, land cover, or land cover at two dates.
+        class_names: Names of the classes of land cover.
+        class_colours: Their colours (red, green, blue).
     """
 
     arch: str
@@ -62,10 +68,27 @@ class ModelCard:
     validation_sites: Sequence[str] = ()
     epoch: int = 0
     scores: Mapping[str, float] = field(default_factory=dict)
+    task: Task = "change"
+    class_names: Sequence[str] = ()
+    class_colours: Sequence[tuple[int, int, int]] = ()
+
+    @property
+    def land_classes(self) -> tuple[LandClass, ...]:
+        """The classes of land cover; none for change."""
+        pairs = zip(self.class_names, self.class_colours, strict=True)
+        return tuple(LandClass(number, name, colour) for number, (name, colour) in enumerate(pairs))
+
+    @property
+    def groups(self) -> int:
+        """Groups of classes that exclude each other: one, or one a date."""
+        return self.dates if self.task == "semantic-change" else 1
 
     def describe_task(self) -> dict[str, Any]:
         """Return, as JSON has them, the entries that a resumed training cannot change."""
-        names = ("arch", "parameters", "normalization", "dates", "classes", "fold", "train_sites", "validation_sites")
+        names = (
+            *("arch", "parameters", "normalization", "dates", "classes", "fold", "train_sites", "validation_sites"),
+            *("task", "class_names"),
+        )
         values: dict[str, Any] = json.loads(json.dumps(asdict(self)))
         return {name: values[name] for name in names}
 
@@ -77,7 +100,8 @@ class ModelCard:
             kind=described["kind"],
             **{name: tuple(described[name]) for name in ("bands", "channels", "mean", "std")},
         )
-        return cls(**{**values, "normalization": normalization})
+        colours = [(int(red), int(green), int(blue)) for red, green, blue in values.get("class_colours", ())]
+        return cls(**{**values, "normalization": normalization, "class_colours": tuple(colours)})
 
 
 def build_model(card: ModelCard) -> nn.Module:
@@ -182,6 +206,36 @@ def list_runs(saved: Path) -> list[Path]:
     """List the runs below ``models/saved``, the newest first."""
     runs = [path.parent for path in saved.glob(f"*/{CARD_NAME}") if not path.parent.name.startswith(".")]
     return sorted(runs, key=lambda folder: ((folder / CARD_NAME).stat().st_mtime_ns, folder.name), reverse=True)
+
+
+def rank_runs(saved: Path, metric: str) -> list[tuple[Path, ModelCard]]:
+    """List the runs below ``models/saved`` with their cards, the best by a validation score first.
+
+    Runs without that score come last, the newest of equals first.
+
+    Raises:
+        ArtifactError: There is no run.
+        ConfigError: None has that score.
+    """
+    cards = [(run, read_card(run)) for run in list_runs(saved)]
+    if not cards:
+        raise ArtifactError(f"{saved} holds no run", "train one with: satdiff train")
+    known = sorted({name for _, card in cards for name in card.scores})
+    if known and metric not in known:
+        raise ConfigError(f"no run in {saved} has a score {metric!r}", suggest(metric, known, f"{', '.join(known)}"))
+    return sorted(cards, key=lambda item: -item[1].scores.get(metric, -math.inf))
+
+
+def find_best_run(saved: Path, metric: str, task: Task) -> Path:
+    """Find the best of the runs that map something, by a validation score.
+
+    Raises:
+        ArtifactError: There is none with that score.
+    """
+    fitting = [run for run, card in rank_runs(saved, metric) if card.task == task and metric in card.scores]
+    if not fitting:
+        raise ArtifactError(f"no run in {saved} that maps {task} has a score {metric!r}", "satdiff runs")
+    return fitting[0]
 
 
 def resolve_run(name: str | None, saved: Path) -> Path:

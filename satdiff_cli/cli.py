@@ -13,10 +13,13 @@ from satdiff_cli.commands.detect import detect
 from satdiff_cli.commands.ensemble import ensemble
 from satdiff_cli.commands.evaluate import evaluate
 from satdiff_cli.commands.export import export
+from satdiff_cli.commands.fetch import fetch
 from satdiff_cli.commands.info import info
 from satdiff_cli.commands.pair import pair
 from satdiff_cli.commands.predict import predict
+from satdiff_cli.commands.runs import runs
 from satdiff_cli.commands.submit import submit
+from satdiff_cli.commands.sweep import sweep
 from satdiff_cli.commands.tile import tile
 from satdiff_cli.commands.train import train
 from satdiff_cli.errors import SatdiffError
@@ -33,7 +36,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for verb in (pair, tile, train, predict, ensemble, evaluate, submit, export, detect, info, demo):
+for verb in (fetch, pair, tile, train, sweep, runs, predict, ensemble, evaluate, submit, export, detect, info, demo):
     app.command()(verb)
 
 
@@ -69,7 +72,7 @@ def main() -> None:
             raise
         fail(
             "stopped from the keyboard; nothing half-written is left in the place of a result",
-            "the same command begins again, and satdiff predict goes on where it was",
+            "the same command begins again; satdiff predict goes on where it was, and so does satdiff fetch",
         )
 
 

@@ -10,11 +10,13 @@ from typing import Any, Literal, Self, Union, get_args, get_origin, get_type_hin
 
 from satdiff_cli.errors import ConfigError, suggest
 
+Task = Literal["change", "landcover", "semantic-change"]
 Fusion = Literal["concat", "sum", "diff", "absdiff", "concat+absdiff", "early"]
 DifferenceInput = Literal["grey", "concat", "diff", "absdiff"]
-NormalizeKind = Literal["scene", "band", "fixed"]
+NormalizeKind = Literal["scene", "band", "fixed", "imagenet"]
 Tta = Literal["none", "flips", "d4"]
 Blend = Literal["hann", "gaussian", "flat"]
+Border = Literal["inside", "beyond"]
 Engine = Literal["local", "ray"]
 NumberFormat = Literal["bf16", "fp16", "fp32"]
 Precision = Literal["auto", NumberFormat]
@@ -28,7 +30,12 @@ Resampling = Literal["nearest", "bilinear", "cubic", "lanczos"]
 Coregister = Literal["none", "global", "local"]
 Relative = Literal["zscore", "robust", "histogram", "pif"]
 ThresholdKind = Literal["otsu", "kmeans"]
+# Where pixels that are 0 in every band were not observed: if connected to the border of a file without a mask of its
+# own; anywhere; or nowhere, as heights may be 0.
+Zeros = Literal["border", "anywhere", "nowhere"]
 VectorFormat = Literal["gpkg", "geojson", "geoparquet", "fgb"]
+ElevationUse = Literal["target", "input"]
+Adversarial = Literal["none", "fgsm"]
 LoggerKind = Literal["tensorboard", "wandb", "mlflow"]
 
 MAX_SHIFT = 20.0  # between dates [px]
@@ -47,11 +54,12 @@ class TrainConfig:
         encoder: Encoder of segmentation-models-pytorch, or ``tu-NAME`` for one of timm.
         encoder_weights: ``auto``, ``none``, ``imagenet``, or the path of a state dict.
         init: File with weights of the whole network to start from; empty for none.
-        decoder: Decoder of segmentation-models-pytorch that the siamese network builds on.
+        decoder: Decoder of segmentation-models-pytorch that the siamese and the unet network build on.
         fusion: How a two-stream network joins the two dates' features.
         input: What the single-stream network sees of the two dates.
         use_bands: Band names to train on; empty for all.
-        normalize: Per scene and date over all bands, per band, or with fixed statistics of the training scenes.
+        normalize: Per scene and date over all bands, per band, with fixed statistics of the training scenes, or with
+            those of ImageNet, for 8-bit red, green and blue.
         crop: Side of a training crop [px].
         change_share: Share of the crops that are drawn around change.
         augment: Strength of the augmentation: ``light`` turns and mirrors, ``standard`` also changes each date's light,
@@ -62,6 +70,16 @@ class TrainConfig:
         loss: Terms joined by ``+``, each with an optional weight: ``dice+0.5*bce``.
         label_smoothing: Share of the target that pixel-wise losses give to the other class.
         pos_weight: Weight of changed pixels in pixel-wise losses; ``auto`` balances them by ``tiles.csv``.
+        class_weights: Weight of each class of land cover in pixel-wise losses, with commas; ``auto`` balances them by
+            ``tiles.csv``, 1 takes all as they come.
+        tversky_alpha: Weight of missed pixels in the Tversky losses.
+        tversky_beta: Weight of false alarms in the Tversky losses.
+        tversky_gamma: Exponent of the focal Tversky loss.
+        elevation: What the unet network does with elevations: an auxiliary ``target``, if ``elevation_alpha`` is above
+            0, or an ``input`` beside the bands.
+        elevation_alpha: Weight of the squared error of the height above a crop's lowest point [255 m].
+        adversarial: Train half on crops that were changed to raise the loss: ``fgsm`` by the sign of its gradient.
+        epsilon: How far ``fgsm`` changes each channel [standard deviations].
         batch_size: Crops in a step, over all devices together.
         epochs: Most epochs to train.
         steps: Steps in an epoch; 0 for as many as it takes to see the area of all training tiles once.
@@ -104,6 +122,14 @@ class TrainConfig:
     loss: str = "dice+bce"
     label_smoothing: float = 0.0
     pos_weight: str = "1"
+    class_weights: str = "1"
+    tversky_alpha: float = 0.7
+    tversky_beta: float = 0.3
+    tversky_gamma: float = 0.75
+    elevation: ElevationUse = "target"
+    elevation_alpha: float = 0.0
+    adversarial: Adversarial = "none"
+    epsilon: float = 0.02
     batch_size: int = 8
     epochs: int = 30
     steps: int = 0
@@ -126,10 +152,13 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         """Refuse values that no training can use."""
-        for name in ("crop", "batch_size", "epochs", "patience", "lr", "lr_decay"):
+        for name in ("crop", "batch_size", "epochs", "patience", "lr", "lr_decay", "tversky_gamma", "epsilon"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ConfigError(f"{name} is {getattr(self, name)}, expected more than 0", f"--{dashed(name)} NUMBER")
-        for name in ("steps", "weight_decay", "jitter", "shift", "clip", "freeze_encoder"):
+        for name in (
+            *("steps", "weight_decay", "jitter", "shift", "clip", "freeze_encoder"),
+            *("tversky_alpha", "tversky_beta", "elevation_alpha"),
+        ):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ConfigError(f"{name} is {getattr(self, name)}, expected 0 or more", f"--{dashed(name)} NUMBER")
         for name in ("change_share", "label_smoothing", "threshold", "warmup"):
@@ -141,7 +170,19 @@ class TrainConfig:
             raise ConfigError(f"ema is {self.ema}, expected a decay from 0 up to, but not, 1", "--ema 0.99")
         if not 0 <= self.seed <= MAX_SEED:
             raise ConfigError(f"seed is {self.seed}, expected 0 to {MAX_SEED}", "--seed NUMBER")
+        self._check_losses()
         self.parse_pos_weight()
+        self.parse_class_weights()
+
+    def _check_losses(self) -> None:
+        """Refuse settings of losses that do not go together."""
+        if self.tversky_alpha + self.tversky_beta == 0:
+            raise ConfigError("tversky_alpha and tversky_beta are both 0", "--tversky-alpha 0.7 --tversky-beta 0.3")
+        if self.elevation == "input" and self.elevation_alpha:
+            raise ConfigError(
+                "elevation is an input, elevation_alpha weighs it as a target",
+                "--elevation-alpha 0, or --elevation target",
+            )
 
     def parse_pos_weight(self) -> float | None:
         """Return the weight of changed pixels; None where ``auto`` asks for it to be computed.
@@ -160,6 +201,25 @@ class TrainConfig:
                 f"pos_weight is {self.pos_weight!r}, expected auto or a number above 0", "--pos-weight auto"
             )
         return weight
+
+    def parse_class_weights(self) -> tuple[float, ...] | None:
+        """Return the weights of the classes, a single one for all; None where ``auto`` asks for them to be computed.
+
+        Raises:
+            ConfigError: They are neither ``auto`` nor numbers of 0 or more with commas.
+        """
+        if self.class_weights == "auto":
+            return None
+        try:
+            weights = tuple(float(part) for part in self.class_weights.split(","))
+        except ValueError:
+            weights = (math.nan,)
+        if not all(0 <= weight < math.inf for weight in weights) or not any(weights):
+            raise ConfigError(
+                f"class_weights is {self.class_weights!r}, expected auto or a number of 0 or more for each class",
+                "--class-weights auto",
+            )
+        return weights
 
     @classmethod
     def resolve(cls, toml: Path | None, flags: Mapping[str, Any], *, base: Mapping[str, Any] | None = None) -> Self:
@@ -201,7 +261,7 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path} is not valid TOML: {error}", "see models/saved/<run>/config.toml for one") from error
 
 
-def check_settings(kind: type[TrainConfig], values: Mapping[str, Any], *, source: str) -> dict[str, Any]:
+def check_settings(kind: type, values: Mapping[str, Any], *, source: str) -> dict[str, Any]:
     """Return values by the name of their setting, each checked against its declared type.
 
     Raises:

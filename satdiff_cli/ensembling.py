@@ -58,7 +58,8 @@ def average_pair(
         geometric: Take the geometric mean instead of the arithmetic one.
 
     Returns:
-        float32 (H, W) in [0, 1], NaN where no prediction is valid.
+        float32 (classes, H, W) in [0, 1], NaN where no prediction is valid; a geometric mean of several classes is
+        divided by their sum.
 
     Raises:
         KeyMismatchError: The predictions differ in size.
@@ -66,12 +67,12 @@ def average_pair(
     total: NDArray[np.float64] | None = None
     weight_sum: NDArray[np.float64] | None = None
     for reader, weight in zip(readers, weights, strict=True):
-        probability = reader.read(pair_id).astype(np.float64)
+        probability = reader.read_stack(pair_id).astype(np.float64)
         if total is None or weight_sum is None:
             total, weight_sum = np.zeros_like(probability), np.zeros_like(probability)
         if probability.shape != total.shape:
             raise KeyMismatchError(
-                f"{pair_id} is {probability.shape} in {reader.path} and {total.shape} in {readers[0].path}",
+                f"{pair_id} is {probability.shape[1:]} in {reader.path} and {total.shape[1:]} in {readers[0].path}",
                 "predictions of one ensemble come from the same composites",
             )
         is_valid = ~np.isnan(probability)
@@ -84,7 +85,20 @@ def average_pair(
     assert weight_sum is not None
     with np.errstate(invalid="ignore"):
         mean = total / weight_sum
-    return np.clip(np.exp(mean) if geometric else mean, 0, 1).astype(np.float32)
+    if geometric:
+        mean = normalise_groups(np.exp(mean), readers[0].header.groups)
+    return np.clip(mean, 0, 1).astype(np.float32)
+
+
+def normalise_groups(probability: NDArray[np.float64], groups: int) -> NDArray[np.float64]:
+    """Divide the probabilities (groups * K, H, W) of several classes by their sum in each group; a single one stays."""
+    by_group = probability.reshape(groups, -1, *probability.shape[1:])
+    if by_group.shape[1] == 1:
+        return probability
+    total = by_group.sum(axis=1, keepdims=True)
+    with np.errstate(invalid="ignore"):
+        even = np.where(total == 0, 1 / by_group.shape[1], by_group / total)  # all means may be 0
+    return even.reshape(probability.shape)
 
 
 def check_same_pairs(readers: Sequence[PredictionReader]) -> None:
@@ -97,6 +111,10 @@ def check_same_pairs(readers: Sequence[PredictionReader]) -> None:
         artifacts.check_keys(
             reader.header.pair_ids, readers[0].header.pair_ids, what=f"{reader.path} against {readers[0].path}"
         )
+        if reader.header.classes != readers[0].header.classes:
+            raise KeyMismatchError(
+                f"{reader.path} and {readers[0].path} do not map the same classes", "average predictions of one kind"
+            )
 
 
 def write_ensemble(
@@ -134,6 +152,8 @@ def write_ensemble(
             target.folder.name,
             mean_threshold if config.threshold is None else config.threshold,
             next((reader.header.grids for reader in readers if reader.header.grids), {}),
+            readers[0].header.task,
+            readers[0].header.classes,
         )
         settings = {"predictions": list(map(str, paths)), **asdict(config)}
         files = [path for path in paths if path.is_file()]
@@ -143,7 +163,7 @@ def write_ensemble(
         with write_prediction(target, header, manifest) as writer:
             for done, pair_id in enumerate(header.pair_ids, start=1):
                 probability = average_pair(readers, config.weights, pair_id, geometric=config.geometric)
-                with writer.open(pair_id, header.grid(pair_id, probability.shape)) as output:
-                    output.write_rows(0, probability[None])
+                with writer.open(pair_id, header.grid(pair_id, probability.shape[1:])) as output:
+                    output.write_rows(0, probability)
                 on_done(done, len(header.pair_ids))
     return header

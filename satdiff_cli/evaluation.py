@@ -8,13 +8,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from satdiff_cli import artifacts, catalog, raster
+from satdiff_cli import artifacts, catalog, landcover, raster
+from satdiff_cli.compositing import CompositeSummary
 from satdiff_cli.errors import ArtifactError, ConfigError, KeyMismatchError, RasterError
-from satdiff_cli.metrics import Confusion, ThresholdCurve, count_confusion
+from satdiff_cli.metrics import ClassConfusion, Confusion, ThresholdCurve, count_confusion
 from satdiff_cli.pairing import find_change_value, read_pairs
 from satdiff_cli.predictions import PredictionReader
 from satdiff_cli.probability import threshold_probability
 from satdiff_cli.seams import SEAM_LIMIT, Jumps, SeamError, measure_jumps
+from satdiff_cli.windows import Window
 
 
 @dataclass(frozen=True)
@@ -90,27 +92,137 @@ def evaluate_prediction(
         KeyMismatchError: A predicted pair has no label.
         RasterError: A label has another size than its prediction.
     """
-    missing = sorted(set(reader.header.pair_ids) - labels.paths.keys())
-    if missing and (not allow_missing or len(missing) == len(reader.header.pair_ids)):
-        raise KeyMismatchError(
-            f"{reader.path}: {len(missing)} predicted pairs have no label: {artifacts.list_some(missing)}",
-            "predict labelled pairs: satdiff predict --out-of-fold; or name the labels with --labels DIR",
-        )
     curve, pairs = ThresholdCurve(), {}
-    for pair_id in sorted(set(reader.header.pair_ids) & labels.paths.keys()):
+    for pair_id in list_labelled(reader, labels.paths, allow_missing=allow_missing):
         probability = reader.read(pair_id)
         label = labels.read(pair_id)
-        if label.shape != probability.shape:
-            raise RasterError(
-                f"{labels.paths[pair_id]} is {label.shape[0]} × {label.shape[1]} px, "
-                f"the prediction {probability.shape[0]} × {probability.shape[1]} px",
-                "a label lies on its composite's grid",
-            )
+        check_shape(labels.paths[pair_id], label.shape, probability.shape)
         valid = ~np.isnan(probability)
         pairs[pair_id] = count_confusion(threshold_probability(probability, threshold), label, valid)
         curve.add(probability, label)
     best = curve.best_threshold()
     return Evaluation(threshold, pairs, best, curve.confusion_at(best))
+
+
+def list_labelled(reader: PredictionReader, labels: Mapping[str, Path], *, allow_missing: bool) -> list[str]:
+    """List the pairs of a prediction that have a label, sorted.
+
+    Raises:
+        KeyMismatchError: A predicted pair has no label, and none is to be left out, or none has one.
+    """
+    predicted = set(reader.header.pair_ids)
+    missing = sorted(predicted - labels.keys())
+    if missing and (not allow_missing or len(missing) == len(predicted)):
+        raise KeyMismatchError(
+            f"{reader.path}: {len(missing)} predicted pairs have no label: {artifacts.list_some(missing)}",
+            "predict labelled pairs: satdiff predict --out-of-fold; or name the labels with --labels DIR",
+        )
+    return sorted(predicted & labels.keys())
+
+
+def check_shape(path: Path, shape: tuple[int, ...], predicted: tuple[int, ...]) -> None:
+    """Require a label to have the size of its prediction.
+
+    Raises:
+        RasterError: It has another one.
+    """
+    if shape != predicted:
+        raise RasterError(
+            f"{path} is {shape[0]} × {shape[1]} px, the prediction {predicted[0]} × {predicted[1]} px",
+            "a label lies on its composite's grid",
+        )
+
+
+@dataclass(frozen=True)
+class ClassEvaluation:
+    """Scores of a prediction of land cover.
+
+    Attributes:
+        names: Names of the classes.
+        pairs: Counts of each pair, over both dates where each has its own label.
+    """
+
+    names: tuple[str, ...]
+    pairs: Mapping[str, ClassConfusion]
+
+    @property
+    def overall(self) -> ClassConfusion:
+        """Counts pooled over all pixels."""
+        return sum(self.pairs.values(), ClassConfusion.empty(len(self.names)))
+
+    def spread(self) -> dict[str, tuple[float, float]]:
+        """Return mean and standard deviation (of the population) over the pairs of each score."""
+        rows = [confusion.summarize() for confusion in self.pairs.values() if confusion.counts.any()]
+        return {
+            name: (float(np.mean([row[name] for row in rows])), float(np.std([row[name] for row in rows])))
+            for name in (rows[0] if rows else ())
+        }
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON."""
+        overall = self.overall
+        rows = dict(zip(self.names, overall.counts.tolist(), strict=True))
+        return {
+            "overall": overall.summarize(),
+            "over_pairs": {name: {"mean": mean, "std": std} for name, (mean, std) in self.spread().items()},
+            "classes": overall.summarize_classes(self.names),
+            "pairs": {
+                pair_id: {
+                    **confusion.summarize(),
+                    "classes": confusion.summarize_classes(self.names),
+                    "confusion": confusion.counts.tolist(),
+                }
+                for pair_id, confusion in self.pairs.items()
+            },
+            "confusion": {"columns": [*self.names, "left out"], "rows": rows},
+        }
+
+
+def evaluate_classes(
+    reader: PredictionReader, labels: Mapping[str, Path], *, allow_missing: bool = False
+) -> ClassEvaluation:
+    """Score a prediction of land cover as the DroneDeploy benchmark does: over all pixels whose label is not to ignore.
+
+    A labelled pixel that the prediction leaves out, as where the orthomosaic is black, counts as wrong.
+
+    Args:
+        reader: The prediction.
+        labels: Label files by pair id, with ids or colours of its classes.
+        allow_missing: Leave out predicted pairs without a label.
+
+    Raises:
+        KeyMismatchError: A predicted pair has no label.
+        RasterError: A label has another size than its prediction, or holds other classes.
+    """
+    header, pairs = reader.header, {}
+    wanted = list_labelled(reader, labels, allow_missing=allow_missing)
+    is_grey = landcover.find_grey_labels([labels[pair_id] for pair_id in wanted], header.classes)
+    for pair_id in wanted:
+        found, path = reader.read_classes(pair_id), labels[pair_id]
+        if header.groups > 1:
+            label = raster.read_bands(path)
+        else:
+            grid = raster.Grid(*found.shape[1:])
+            check_shape(path, raster.read_grid(path).shape, grid.shape)
+            summary = CompositeSummary(grid, grid, Window(0, 0, *grid.shape), (), 1.0, "")
+            label = landcover.read_class_label(path, summary, header.classes, is_grey=is_grey)[None]
+        check_shape(path, label.shape[1:], found.shape[1:])
+        pairs[pair_id] = ClassConfusion.count(found, label, len(header.classes))
+    return ClassEvaluation(tuple(item.name for item in header.classes), pairs)
+
+
+def list_class_labels(data: Path, folder: Path | None) -> dict[str, Path]:
+    """List labels of land cover by pair id: in a folder (``<pair_id>.*``, ``<pair_id>-label.*``), or of ``pairs.csv``.
+
+    Raises:
+        ArtifactError: There are none.
+    """
+    if folder is None:
+        return {pair.pair_id: pair.label for pair in read_pairs(data) if pair.label}
+    paths = catalog.list_rasters(folder) if folder.is_dir() else []
+    if not paths:
+        raise ArtifactError(f"{folder} holds no label", "give a folder of <pair_id>.tif or .png to --labels")
+    return {path.stem.removesuffix("-label"): path for path in paths}
 
 
 @dataclass(frozen=True)

@@ -8,17 +8,27 @@ from pathlib import Path
 from typing import Any
 
 from satdiff_cli import artifacts, catalog, raster
+from satdiff_cli.catalog import LandClass
 from satdiff_cli.checkpoint import ModelCard
-from satdiff_cli.config import LoggerKind, Precision, TrainConfig
+from satdiff_cli.config import ElevationUse, LoggerKind, Precision, Task, TrainConfig
 from satdiff_cli.errors import ArtifactError, ConfigError
 from satdiff_cli.pairing import Pair
-from satdiff_cli.plugins import load_plugin
+from satdiff_cli.plugins import list_plugins, load_plugin
 from satdiff_cli.presets import read_preset
-from satdiff_cli.radiometry import GREY, Normalization
+from satdiff_cli.radiometry import ELEVATION, ELEVATION_UNIT_M, GREY, Normalization
 from satdiff_cli.samples import fixed_statistics
 from satdiff_cli.tiling import Tile
 
 NO_HOLD_OUT = "none"
+# Mean and deviation of ImageNet's red, green and blue, of 8 bits.
+IMAGENET_BANDS = ("red", "green", "blue")
+IMAGENET_MEAN, IMAGENET_STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
+# What the settings of a task begin with, where nobody says otherwise.
+TASK_DEFAULTS: dict[Task, dict[str, Any]] = {
+    "change": {},
+    "landcover": {"arch": "unet"},
+    "semantic-change": {"loss": "ce"},
+}
 
 
 @dataclass(frozen=True)
@@ -99,6 +109,18 @@ class Job:
         return self.config.steps or max(1, round(area / self.config.crop**2 / self.config.batch_size))
 
     @property
+    def metric(self) -> str:
+        """The validation score that chooses the epoch: IoU of change, weighted F1 of land cover."""
+        return "iou" if self.card.task == "change" else "f1"
+
+    @property
+    def elevation(self) -> ElevationUse | None:
+        """What the network does with elevations, if anything."""
+        if self.card.normalization.has_elevation:
+            return "input"
+        return "target" if self.card.parameters.get("heights") else None
+
+    @property
     def keeps_last(self) -> bool:
         """Whether the weights of the last epoch are kept: on request, and where there is nothing to judge them by."""
         return self.config.keep == "last" or not self.split.validation_tiles
@@ -119,14 +141,46 @@ class Job:
             raise ConfigError("pos_weight auto finds no change in the training tiles", "--pos-weight 1")
         return (sum(areas) - changed) / changed
 
+    @property
+    def class_weights(self) -> tuple[float, ...]:
+        """Weight of each class in pixel-wise losses, or a single one for all.
 
-def resolve_config(preset: str, toml: Path | None, flags: Mapping[str, Any]) -> TrainConfig:
-    """Resolve settings: defaults, those of the architecture, a preset, a TOML file, flags, each above the one before.
+        ``auto`` is N / (K n) for a class of n among the N labelled pixels of the training tiles, K being the number of
+        classes that occur; one that does not gets 1.
+
+        Raises:
+            ConfigError: They are not as many as classes, or the tiles do not say.
+        """
+        given, count = self.config.parse_class_weights(), len(self.card.class_names)
+        if given is not None:
+            if len(given) not in {1, count}:
+                raise ConfigError(
+                    f"class_weights has {len(given)} numbers for the {count} classes "
+                    f"{', '.join(self.card.class_names)}",
+                    "--class-weights auto, or a number for each",
+                )
+            return given
+        tiles = [tile for tile in self.split.train_tiles if len(tile.class_fractions) == count]
+        areas = [tile.window.height * tile.window.width * tile.valid_fraction for tile in tiles]
+        pixels = [
+            sum(area * tile.class_fractions[number] for area, tile in zip(areas, tiles, strict=True))
+            for number in range(count)
+        ]
+        occurring = sum(bool(own) for own in pixels)
+        if not occurring:
+            raise ConfigError("class_weights auto finds no class in tiles.csv", "satdiff tile DATA --overwrite")
+        return tuple(sum(pixels) / (occurring * own) if own else 1.0 for own in pixels)
+
+
+def resolve_config(preset: str, toml: Path | None, flags: Mapping[str, Any], *, task: Task = "change") -> TrainConfig:
+    """Resolve settings: defaults, those of the task, of the architecture, a preset, a TOML file, flags.
+
+    Each goes above the one before.
 
     Raises:
         ConfigError: The preset is unknown, or a setting is wrong.
     """
-    base = read_preset(preset) if preset else {}
+    base = TASK_DEFAULTS[task] | (read_preset(preset) if preset else {})
     arch = TrainConfig.resolve(toml, flags, base=base).arch
     defaults = getattr(load_plugin("models", arch), "DEFAULTS", {})
     return TrainConfig.resolve(toml, flags, base={**defaults, **base})
@@ -139,6 +193,12 @@ class Planner:
     tiles: Sequence[Tile]
     pairs: Sequence[Pair]
     machine: Machine
+    classes: Sequence[LandClass] = ()
+
+    @property
+    def task(self) -> Task:
+        """What is to be mapped."""
+        return catalog.find_task(self.classes, self.pairs[0].dates)
 
     def split(self, fold: str) -> Split:
         """Hold out one fold."""
@@ -171,7 +231,7 @@ class Planner:
             )
         tile_size = max(max(tile.window.height, tile.window.width) for tile in self.tiles)
         own = replace(config, fold=split.fold)
-        card = make_card(own, split, folder.name)
+        card = make_card(own, split, folder.name, self.classes)
         return Job(own, split, card, folder, tile_size, self.machine, resume=resume and folder.is_dir())
 
 
@@ -218,27 +278,30 @@ def split_tiles(tiles: Sequence[Tile], pairs: Sequence[Pair], fold: str) -> Spli
     return Split(chosen, rest, held_out, by_id)
 
 
-def make_card(config: TrainConfig, split: Split, run: str) -> ModelCard:
+def make_card(config: TrainConfig, split: Split, run: str, classes: Sequence[LandClass] = ()) -> ModelCard:
     """Describe the network that the settings ask for, for the bands that the training scenes have.
 
     Raises:
-        ConfigError: Scenes differ in bands, or a band that is asked for is not there.
+        ConfigError: Scenes differ in bands, a band or the elevation that is asked for is not there, or the network
+            takes another number of dates.
     """
     tiles = [*split.train_tiles, *split.validation_tiles]
-    bands = common_bands(split.pairs_of(tiles), tiles)
-    is_grey = "input" in load_plugin("models", config.arch).PARAMETERS and config.input == "grey"
-    channels = (GREY,) if is_grey else (config.use_bands or bands)
-    normalization = Normalization(config.normalize, bands, tuple(channels))
-    normalization.mixing_matrix()
-    if config.normalize == "fixed":
-        training = split.pairs_of(split.train_tiles)
-        normalization = replace(normalization, **fixed_statistics(training, normalization))
-    parameters = {"encoder": config.encoder, "decoder": config.decoder, "fusion": config.fusion, "input": config.input}
-    used = load_plugin("models", config.arch).PARAMETERS
+    pairs = split.pairs_of(tiles)
+    dates, plugin = pairs[0].dates, load_plugin("models", config.arch)
+    check_dates(config.arch, dates)
+    bands = common_bands(pairs, tiles, with_elevation=config.elevation == "input")
+    normalization = make_normalization(config, bands, split.pairs_of(split.train_tiles))
+    task, parameters = catalog.find_task(classes, dates), describe_network(config, pairs)
     return ModelCard(
         arch=config.arch,
-        parameters={name: parameters[name] for name in used},
+        parameters={name: parameters[name] for name in plugin.PARAMETERS},
         normalization=normalization,
+        dates=dates,
+        classes=max(1, len(classes)) * (dates if task == "semantic-change" else 1),
+        label="change" if task == "change" else "class",
+        task=task,
+        class_names=tuple(item.name for item in classes),
+        class_colours=tuple(item.colour for item in classes),
         crop=config.crop,
         adapt_bn=config.adapt_bn,
         run=run,
@@ -248,7 +311,62 @@ def make_card(config: TrainConfig, split: Split, run: str) -> ModelCard:
     )
 
 
-def common_bands(pairs: Sequence[Pair], tiles: Sequence[Tile]) -> tuple[str, ...]:
+def check_dates(arch: str, dates: int) -> None:
+    """Require an architecture to take as many dates as the data have.
+
+    Raises:
+        ConfigError: It takes another number.
+    """
+    takes = {name: getattr(load_plugin("models", name), "DATES", 2) for name in list_plugins("models")}
+    if takes[arch] != dates:
+        others = [name for name, count in takes.items() if count == dates]
+        raise ConfigError(
+            f"{arch} takes {takes[arch]} date{'s' * (takes[arch] > 1)}, the data have {dates}",
+            f"--arch {', '.join(others)}",
+        )
+
+
+def make_normalization(config: TrainConfig, bands: tuple[str, ...], training: Sequence[Pair]) -> Normalization:
+    """Say how channels follow from the bands.
+
+    Raises:
+        ConfigError: A band that is asked for is not there, or ImageNet's statistics do not fit the channels.
+    """
+    is_grey = "input" in load_plugin("models", config.arch).PARAMETERS and config.input == "grey"
+    light = tuple(band for band in bands if band != ELEVATION)
+    height = bands[len(light) :]
+    channels = (GREY,) if is_grey else (config.use_bands or light)
+    if config.normalize == "imagenet":
+        if channels != IMAGENET_BANDS:
+            raise ConfigError(
+                f"ImageNet's statistics are those of red, green and blue, the channels are {', '.join(channels)}",
+                "--use-bands red,green,blue, or --normalize fixed",
+            )
+        mean, std = (*IMAGENET_MEAN, *(0.0 for _ in height)), (*IMAGENET_STD, *(ELEVATION_UNIT_M for _ in height))
+        return Normalization("fixed", bands, (*channels, *height), mean, std)
+    normalization = Normalization(config.normalize, bands, (*channels, *height))
+    normalization.mixing_matrix()
+    if config.normalize == "fixed":
+        normalization = replace(normalization, **fixed_statistics(training, normalization))
+    return normalization
+
+
+def describe_network(config: TrainConfig, pairs: Sequence[Pair]) -> dict[str, Any]:
+    """Return what networks may need to be built, by the names that they have for it.
+
+    Raises:
+        ConfigError: Heights are to be learnt and no scene has any, or the architecture cannot learn them.
+    """
+    heights = config.elevation_alpha > 0 and config.elevation == "target"
+    if heights and "heights" not in load_plugin("models", config.arch).PARAMETERS:
+        raise ConfigError(f"{config.arch} does not learn heights", "--elevation-alpha 0, or --arch unet")
+    if heights and not any(pair.elevation for pair in pairs):
+        raise ConfigError("no scene has an elevation to learn from", "--elevation-alpha 0")
+    names = ("encoder", "decoder", "fusion", "input")
+    return {**{name: getattr(config, name) for name in names}, "heights": heights}
+
+
+def common_bands(pairs: Sequence[Pair], tiles: Sequence[Tile], *, with_elevation: bool = False) -> tuple[str, ...]:
     """Return the bands that all composites have, and see that tiles lie inside them.
 
     Raises:
@@ -260,7 +378,7 @@ def common_bands(pairs: Sequence[Pair], tiles: Sequence[Tile]) -> tuple[str, ...
         tiles_of[tile.pair_id].append(tile)
     bands: dict[tuple[str, ...], str] = {}
     for pair in pairs:
-        with raster.Composite(pair.composite) as composite:
+        with raster.Composite(pair.composite, with_elevation=with_elevation) as composite:
             bands.setdefault(composite.bands, pair.pair_id)
             outside = [tile for tile in tiles_of[pair.pair_id] if not tile.fits(composite.grid.shape)]
         if outside:

@@ -1,5 +1,6 @@
 """Confusion counts and the scores that follow from them; the best threshold. Pure."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -141,3 +142,110 @@ def count_confusion(mask: NDArray[np.uint8], label: NDArray[np.uint8], valid: ND
     false_negative = int(np.count_nonzero(changed)) - true_positive
     true_negative = int(found.size) - true_positive - false_positive - false_negative
     return Confusion(true_positive, false_positive, false_negative, true_negative)
+
+
+@dataclass(frozen=True)
+class ClassConfusion:
+    """Count pixels by the class that the label names and the one that a map does; add two to pool them.
+
+    The scores of a class are 0 where they have no meaning, as scikit-learn has them with ``zero_division=0``; means
+    over classes are NaN where no pixel was counted.
+
+    Attributes:
+        counts: int64 (K, K + 1): a row a class of the label, a column a class of the map, the last one for pixels that
+            the map leaves out, which count as wrong.
+    """
+
+    counts: NDArray[np.int64]
+
+    @classmethod
+    def empty(cls, classes: int) -> Self:
+        """Count nothing."""
+        return cls(np.zeros((classes, classes + 1), np.int64))
+
+    @classmethod
+    def count(cls, found: NDArray[np.uint8], label: NDArray[np.uint8], classes: int) -> Self:
+        """Count a map of class ids against a label of the same shape, both with 255 for none."""
+        counted = label != LABEL_IGNORE
+        columns = np.minimum(found[counted], classes).astype(np.int64)
+        pairs = label[counted].astype(np.int64) * (classes + 1) + columns
+        return cls(np.bincount(pairs, minlength=classes * (classes + 1)).reshape(classes, classes + 1))
+
+    def __add__(self, other: Self) -> Self:
+        return type(self)(self.counts + other.counts)
+
+    @property
+    def support(self) -> NDArray[np.int64]:
+        """Pixels that the label gives each class."""
+        return self.counts.sum(axis=1)
+
+    @property
+    def found(self) -> NDArray[np.int64]:
+        """Pixels that the map gives each class."""
+        return self.counts[:, :-1].sum(axis=0)
+
+    @property
+    def hits(self) -> NDArray[np.int64]:
+        """Pixels of each class that the map gives it."""
+        return np.diagonal(self.counts)
+
+    @property
+    def precision(self) -> NDArray[np.float64]:
+        """Share of the pixels found of each class that belong to it."""
+        return divide_classes(self.hits, self.found)
+
+    @property
+    def recall(self) -> NDArray[np.float64]:
+        """Share of each class that is found."""
+        return divide_classes(self.hits, self.support)
+
+    @property
+    def f1(self) -> NDArray[np.float64]:
+        """Harmonic mean of precision and recall of each class."""
+        return divide_classes(2 * self.hits, self.found + self.support)
+
+    @property
+    def iou(self) -> NDArray[np.float64]:
+        """Intersection over union of each class; NaN for one that neither label nor map has."""
+        union = self.found + self.support - self.hits
+        return np.where(union > 0, divide_classes(self.hits, union), np.nan)
+
+    @property
+    def accuracy(self) -> float:
+        """Share of all pixels whose class is found."""
+        return divide(int(self.hits.sum()), int(self.counts.sum()))
+
+    @property
+    def mean_iou(self) -> float:
+        """Mean of the IoU of the classes that label or map have."""
+        return float(np.nanmean(self.iou)) if self.counts.any() else float("nan")
+
+    def weigh(self, scores: NDArray[np.float64]) -> float:
+        """Return the mean of the scores of the classes, weighted by the pixels that the label gives each."""
+        return divide(float(scores @ self.support), int(self.support.sum()))
+
+    def summarize(self) -> dict[str, float]:
+        """Return mean IoU, weighted F1, precision and recall, and accuracy."""
+        return {
+            "iou": self.mean_iou,
+            "f1": self.weigh(self.f1),
+            "precision": self.weigh(self.precision),
+            "recall": self.weigh(self.recall),
+            "accuracy": self.accuracy,
+        }
+
+    def summarize_classes(self, names: Sequence[str]) -> dict[str, dict[str, float]]:
+        """Return the scores of each class, and its pixels in the label, by name."""
+        columns = {"iou": self.iou, "f1": self.f1, "precision": self.precision, "recall": self.recall}
+        return {
+            name: {
+                **{score: float(values[number]) for score, values in columns.items()},
+                "support": int(self.support[number]),
+            }
+            for number, name in enumerate(names)
+        }
+
+
+def divide_classes(numerators: NDArray[np.int64], denominators: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Divide class by class, giving 0 where the denominator is 0."""
+    return np.divide(numerators, denominators, out=np.zeros(len(numerators)), where=denominators > 0)

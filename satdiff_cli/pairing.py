@@ -12,8 +12,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from satdiff_cli import artifacts, catalog, compositing, raster
-from satdiff_cli.catalog import Catalog, CatalogOptions, Scene, ScenePair
+from satdiff_cli import artifacts, catalog, compositing, landcover, raster
+from satdiff_cli.catalog import Catalog, CatalogOptions, LandClass, Scene, ScenePair
 from satdiff_cli.cluster import map_on_cluster
 from satdiff_cli.compositing import CompositeConfig, CompositeSummary, Registration
 from satdiff_cli.errors import ArtifactError, CatalogError, ConfigError, RasterError
@@ -25,7 +25,6 @@ STATUS_OK = "ok"
 STATUS_FAILED = "failed"
 STATUS_UNRESOLVED = "unresolved"
 _PAIR_ID = re.compile(r"[^./\\\x00][^/\\\x00]{0,199}")
-_LABEL_GRID_HINT = "a label lies on the before scene's grid; gdalwarp -te -ts brings it there"
 _JPEG_SUFFIXES = {".jpg", ".jpeg"}
 _JPEG_THRESHOLD = 128  # compression blurs 0 and 255; the middle parts them again
 
@@ -61,10 +60,26 @@ class PairOutcome:
 
 
 @dataclass(frozen=True)
+class LabelMeaning:
+    """Say what the label files of a dataset mean.
+
+    Attributes:
+        change_value: The value that means change.
+        classes: Classes of land cover; empty where labels show change.
+        is_grey: Whether a single band holds grey colours of classes instead of ids.
+    """
+
+    change_value: int = 1
+    classes: tuple[LandClass, ...] = ()
+    is_grey: bool = False
+
+
+@dataclass(frozen=True)
 class Pair:
     """One usable row of ``pairs.csv``, its paths resolved.
 
-    ``label`` is 0/1/255 on the composite's grid, or None. ``fold`` is a number, ``train``, ``val``, ``test`` or empty.
+    ``label`` is 0/1/255, or class ids and 255, on the composite's grid, or None. ``fold`` is a number, ``train``,
+    ``val``, ``test`` or empty. ``elevation`` is in metres on that grid, NaN where not measured, or None.
     """
 
     pair_id: str
@@ -74,6 +89,8 @@ class Pair:
     fold: str
     before_date: str
     after_date: str
+    elevation: Path | None = None
+    dates: int = 2
 
 
 def read_pairs(data: Path) -> list[Pair]:
@@ -92,6 +109,7 @@ def read_pairs(data: Path) -> list[Pair]:
     artifacts.check_keys(
         on_disk, table["pair_id"], what=f"{composites} against {artifacts.PAIRS_CSV}", hint="satdiff pair --overwrite"
     )
+    has_classes = (composites / artifacts.CLASSES_CSV).is_file()
     return [
         Pair(
             pair_id=row["pair_id"],
@@ -101,6 +119,8 @@ def read_pairs(data: Path) -> list[Pair]:
             fold=row["fold"],
             before_date=row["before_date"],
             after_date=row["after_date"],
+            elevation=data / row[artifacts.ELEVATION_COLUMN] if row.get(artifacts.ELEVATION_COLUMN) else None,
+            dates=1 if has_classes and not row["after"] else 2,
         )
         for row in table.to_dict("records")
     ]
@@ -131,9 +151,11 @@ def build_composites(
         One outcome a pair, in the catalog's order.
     """
     (folder / artifacts.LABELS_DIR).mkdir()
-    change_value = find_change_value([pair.label for pair in found.pairs if pair.label], config.label_values)
-
-    build = partial(build_pair, folder=folder, config=config, change_value=change_value)
+    if any(pair.elevation for pair in found.pairs):
+        (folder / artifacts.ELEVATIONS_DIR).mkdir()
+    if found.classes:
+        landcover.write_classes(folder, found.classes)
+    build = partial(build_pair, folder=folder, config=config, meaning=find_meaning(found, config))
     if cluster is not None:
         return map_on_cluster(build, found.pairs, address=cluster, on_done=on_done)
     outcomes = []
@@ -144,19 +166,47 @@ def build_composites(
     return outcomes
 
 
-def build_pair(pair: ScenePair, folder: Path, config: PairingConfig, *, change_value: int) -> PairOutcome:
-    """Write one composite and its label; a mistake in the files becomes the outcome's reason."""
+def find_meaning(found: Catalog, config: PairingConfig) -> LabelMeaning:
+    """Find out what the labels of a dataset mean."""
+    labels = [label for pair in found.pairs for label in (pair.label, pair.after_label) if label]
+    if not found.classes:
+        return LabelMeaning(find_change_value(labels, config.label_values))
+    return LabelMeaning(classes=found.classes, is_grey=landcover.find_grey_labels(labels, found.classes))
+
+
+def build_pair(pair: ScenePair, folder: Path, config: PairingConfig, *, meaning: LabelMeaning) -> PairOutcome:
+    """Write one composite, its label and its elevation; a mistake in the files becomes the outcome's reason.
+
+    In scenes of land cover pixels that are 0 in every band were not observed, wherever they lie.
+    """
     composite = folder / f"{pair.pair_id}.tif"
     before, after = ((pair.composite,), None) if pair.composite else (pair.before, pair.after)
     try:
-        summary = compositing.write_composite(before, after, composite, config.composite)
-        if pair.label is not None:
-            label = read_label(pair.label, summary, change_value=change_value)
-            raster.write_band(folder / artifacts.LABELS_DIR / composite.name, label, summary.grid, description="change")
+        settings = replace(config.composite, zeros="anywhere") if meaning.classes else config.composite
+        summary = compositing.write_composite(before, after, composite, settings)
+        write_label(pair, summary, folder / artifacts.LABELS_DIR / composite.name, meaning)
+        if pair.elevation is not None:
+            landcover.write_elevation(pair.elevation, summary, folder / artifacts.ELEVATIONS_DIR / composite.name)
         return PairOutcome(add_dates(pair), summary)
     except (RasterError, CatalogError, ConfigError) as error:
         composite.unlink(missing_ok=True)
         return PairOutcome(pair, None, hint=error.hint, reason=error.message)
+
+
+def write_label(pair: ScenePair, summary: CompositeSummary, out: Path, meaning: LabelMeaning) -> None:
+    """Write the label of a pair, if it has one, on the composite's grid; a band a date where each has its own."""
+    if pair.label is None:
+        return
+    if not meaning.classes:
+        label = read_label(pair.label, summary, change_value=meaning.change_value)
+        raster.write_band(out, label, summary.grid, description="change")
+        return
+    labels = [
+        landcover.read_class_label(path, summary, meaning.classes, is_grey=meaning.is_grey)
+        for path in (pair.label, pair.after_label)
+        if path
+    ]
+    raster.write_scene(out, np.stack(labels), summary.grid)
 
 
 def add_dates(pair: ScenePair) -> ScenePair:
@@ -205,22 +255,7 @@ def read_label(path: Path, summary: CompositeSummary, *, change_value: int) -> N
     Raises:
         RasterError: The label has another size than the before scene and the composite, or holds other values.
     """
-    values, grid = raster.read_band(path), raster.read_grid(path)
-    are_placed = grid.is_georeferenced and summary.grid.is_georeferenced
-    is_moved = grid.shape == summary.before_grid.shape and not grid.is_same(summary.before_grid)
-    if are_placed and is_moved and not grid.is_same(summary.grid):
-        raise RasterError(
-            f"{path} has the size of its before scene, but lies elsewhere or in another coordinate system",
-            _LABEL_GRID_HINT,
-        )
-    if values.shape == summary.before_grid.shape:
-        values = values[summary.window.slices]
-    elif values.shape != summary.grid.shape:
-        raise RasterError(
-            f"{path} is {values.shape[0]} × {values.shape[1]} px, "
-            f"its before scene {summary.before_grid.height} × {summary.before_grid.width} px",
-            _LABEL_GRID_HINT,
-        )
+    values = raster.read_band(path)[landcover.place_label(path, raster.read_grid(path), summary).slices]
     if path.suffix.lower() in _JPEG_SUFFIXES:
         return (values >= _JPEG_THRESHOLD).astype(np.uint8)
     label = np.full(values.shape, LABEL_IGNORE, dtype=np.uint8)
@@ -332,7 +367,12 @@ def tabulate_pairs(outcomes: Sequence[PairOutcome], test_ids: frozenset[str], ro
                 "reason": outcome.reason,
             }
         )
-    return pd.DataFrame(rows, columns=list(artifacts.PAIR_COLUMNS))
+        if pair.elevation and outcome.summary:
+            elevation = f"{artifacts.COMPOSITES_DIR}/{artifacts.ELEVATIONS_DIR}/{pair.pair_id}.tif"
+            rows[-1][artifacts.ELEVATION_COLUMN] = elevation
+    has_elevation = any(artifacts.ELEVATION_COLUMN in row for row in rows)
+    columns = [*artifacts.PAIR_COLUMNS, *([artifacts.ELEVATION_COLUMN] if has_elevation else [])]
+    return pd.DataFrame(rows, columns=columns)
 
 
 def tabulate_report(found: Catalog, outcomes: Sequence[PairOutcome], root: Path) -> Any:
@@ -440,7 +480,39 @@ def read_catalog(data: Path, format_name: str, options: CatalogOptions) -> Catal
     for pair in found.pairs:
         if not _PAIR_ID.fullmatch(pair.pair_id):
             raise CatalogError(f"{pair.source}: the pair id {pair.pair_id!r} cannot be a file name", "rename the pair")
+    check_task(found)
     return found
+
+
+def check_task(found: Catalog) -> None:
+    """Require the pairs of a catalog to be of one task.
+
+    Raises:
+        CatalogError: Some pairs have one date and others two, or a date lacks what the task needs.
+    """
+    if found.classes:
+        landcover.check_classes(found.classes, found.format)
+    counts = sorted({1 if is_single(pair) else 2 for pair in found.pairs})
+    if len(counts) > 1:
+        raise CatalogError("some pairs have one date and others two", "pair them apart, into two project folders")
+    if counts == [1] and not found.classes:
+        raise CatalogError(
+            f"the format {found.format} gives one date and no classes: there is nothing to map", "name the classes"
+        )
+    halves = [
+        pair.pair_id
+        for pair in found.pairs
+        if found.classes and not is_single(pair) and bool(pair.label) != bool(pair.after_label)
+    ]
+    if halves:
+        raise CatalogError(
+            f"{artifacts.list_some(halves)}: one date has a label of land cover, the other none", "label both dates"
+        )
+
+
+def is_single(pair: ScenePair) -> bool:
+    """Whether a pair has one date alone."""
+    return not pair.after and pair.composite is None
 
 
 def refuse_own_output(project: Path, tables: Sequence[Path | None]) -> None:
@@ -461,7 +533,7 @@ def refuse_own_output(project: Path, tables: Sequence[Path | None]) -> None:
 def describe_composites(outcomes: Sequence[PairOutcome], root: Path, config: PairingConfig) -> artifacts.Manifest:
     """Describe the composites and the scenes and labels that they were made of."""
     used = [outcome.pair for outcome in outcomes if outcome.summary]
-    files = {path for pair in used for path in (pair.composite, pair.label) if path}
+    files = {path for pair in used for path in (pair.composite, pair.label, pair.after_label, pair.elevation) if path}
     files |= {path for pair in used if not pair.composite for path in (*pair.before, *pair.after)}
     local = sorted(path for path in files if path.is_file())
     return artifacts.Manifest(

@@ -15,8 +15,11 @@ from numpy.typing import NDArray
 
 from satdiff_cli import artifacts
 from satdiff_cli.artifacts import Manifest
+from satdiff_cli.catalog import LandClass
+from satdiff_cli.config import Task
 from satdiff_cli.errors import ArtifactError, KeyMismatchError
 from satdiff_cli.plain_pickle import load_frame
+from satdiff_cli.probability import find_classes
 from satdiff_cli.raster import (
     BLOCK_PX,
     ONE_PASS_CACHE_BYTES,
@@ -48,12 +51,29 @@ class PredictionHeader:
         run: Name of what made it.
         threshold: Probability from which a pixel counts as change; None where the file does not say.
         grids: For each pair its grid as ``Grid.as_dict`` gives it; empty where the file does not say.
+        task: What is mapped.
+        classes: Classes of land cover, whose probabilities the bands are, by date where each has its own.
     """
 
     pair_ids: tuple[str, ...]
     run: str = ""
     threshold: float | None = None
     grids: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    task: Task = "change"
+    classes: tuple[LandClass, ...] = ()
+
+    @property
+    def groups(self) -> int:
+        """Groups of classes that exclude each other: one, or one a date."""
+        return 2 if self.task == "semantic-change" else 1
+
+    @property
+    def band_names(self) -> list[str]:
+        """Names of the bands of each raster."""
+        if not self.classes:
+            return ["probability of change"]
+        dates = ("before: ", "after: ") if self.groups == 2 else ("",)
+        return [f"probability of {date}{item.name}" for date in dates for item in self.classes]
 
     def grid(self, pair_id: str, shape: tuple[int, ...]) -> Grid:
         """Return the grid of a pair; one without georeferencing where the prediction does not say."""
@@ -62,8 +82,30 @@ class PredictionHeader:
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain values, with the format's name and version."""
+        return {"format": PICKLE_FORMAT, "version": PICKLE_VERSION, **self.facts()}
+
+    def facts(self) -> dict[str, Any]:
+        """Return plain values; of change without task and classes."""
         values = asdict(self) | {"pair_ids": list(self.pair_ids), "grids": dict(self.grids)}
-        return {"format": PICKLE_FORMAT, "version": PICKLE_VERSION, **values}
+        if self.classes:
+            described = [{**values, "colour": list(values["colour"])} for values in map(asdict, self.classes)]
+            return values | {"classes": described}
+        return {name: value for name, value in values.items() if name not in {"task", "classes"}}
+
+    @classmethod
+    def from_facts(cls, values: Mapping[str, Any]) -> Self:
+        """Undo ``facts``."""
+        classes = tuple(
+            LandClass(int(item["id"]), str(item["name"]), tuple(item["colour"])) for item in values.get("classes", ())
+        )
+        return cls(
+            tuple(map(str, values["pair_ids"])),
+            str(values["run"]),
+            values["threshold"],
+            values.get("grids", {}),
+            values.get("task", "change"),
+            classes,
+        )
 
 
 @dataclass(frozen=True)
@@ -139,10 +181,14 @@ class PredictionWriter:
         return self.path(pair_id).is_file()
 
     def open(self, pair_id: str, grid: Grid, classes: int = 1) -> ProbabilityWriter:
-        """Open a pair's raster to write rows into, those that an earlier process left out."""
+        """Open a pair's raster to write rows into, those that an earlier process left out.
+
+        ``classes`` is their number where the header names none.
+        """
         if pair_id not in self.header.pair_ids:
             raise ValueError(f"{pair_id} is not in the header")
-        return ProbabilityWriter(self.path(pair_id), grid, classes=classes, tags=self.tags)
+        names = self.header.band_names if self.header.classes else ()
+        return ProbabilityWriter(self.path(pair_id), grid, classes=classes, names=names, tags=self.tags)
 
     def add(self, pair_id: str, grid: Grid) -> ProbabilityWriter:
         """Open the raster of a pair with one class."""
@@ -192,7 +238,7 @@ class PredictionWriter:
                 for pair_id in pair_ids:
                     write_frame(stream, self.path(pair_id))
             artifacts.sync(scratch)
-        facts = asdict(self.header)
+        facts = self.header.facts()
         artifacts.write_manifest(
             self.folder,
             replace(manifest, inputs=[*manifest.inputs, *self.inputs], details={**manifest.details, **facts}),
@@ -320,15 +366,48 @@ class PickleReader:
         Raises:
             ArtifactError: The file breaks off, or holds something else.
         """
-        index = self.header.pair_ids.index(pair_id)
-        if self._arrays is not None:
-            return check_probability(self._arrays[index], pair_id, self.path)
-        for earlier in range(len(self._offsets) - 1, index):  # frames have no length: pass them to learn where it lies
-            self._load(earlier)
-        value = self._load(index)
-        if isinstance(value, np.ndarray) and value.ndim == 3 and len(value):
+        value = self._find(pair_id)
+        if isinstance(value, np.ndarray) and value.ndim == 3 and len(value) and self._arrays is None:
             value = value[0]
         return check_probability(value, pair_id, self.path)
+
+    def read_stack(self, pair_id: str) -> NDArray[np.float32]:
+        """Read one pair's probabilities of all classes, float32 (classes, H, W), NaN where not valid.
+
+        Raises:
+            ArtifactError: The file breaks off, or holds something else.
+        """
+        return self._check_stack(self._find(pair_id), pair_id)
+
+    def read_classes(self, pair_id: str) -> NDArray[np.uint8]:
+        """Read the most probable classes of one pair, uint8 (groups, H, W), 255 where not valid, strip by strip.
+
+        Raises:
+            ArtifactError: The file breaks off, or holds something else.
+        """
+        value = self._find(pair_id)
+        if not isinstance(value, np.ndarray) or value.ndim != 3:
+            return find_classes(self._check_stack(value, pair_id), self.header.groups)
+        height, width = value.shape[1:]
+        found = np.empty((self.header.groups, height, width), np.uint8)
+        for strip in iterate_strips(height, width, BLOCK_PX):
+            part = self._check_stack(value[:, *strip.slices], pair_id)
+            found[:, *strip.slices] = find_classes(part, self.header.groups)
+        return found
+
+    def _check_stack(self, value: Any, pair_id: str) -> NDArray[np.float32]:
+        """Require a frame, or a part of one, to hold probability maps, float32 (classes, H, W)."""
+        stack = value if isinstance(value, np.ndarray) and value.ndim == 3 else np.asarray(value)[None]
+        return np.stack([check_probability(band, pair_id, self.path) for band in stack])
+
+    def _find(self, pair_id: str) -> Any:
+        """Load the frame of a pair."""
+        index = self.header.pair_ids.index(pair_id)
+        if self._arrays is not None:
+            return self._arrays[index]
+        for earlier in range(len(self._offsets) - 1, index):  # frames have no length: pass them to learn where it lies
+            self._load(earlier)
+        return self._load(index)
 
     def _load(self, index: int) -> Any:
         """Load a frame whose place is known, and learn the place of the next one."""
@@ -360,6 +439,19 @@ class FolderReader:
     def read(self, pair_id: str) -> NDArray[np.float32]:
         """Read one pair's probability, of the first class, float32 (H, W) in [0, 1], NaN where not valid."""
         return read_probability(self.path / f"{pair_id}.tif")
+
+    def read_stack(self, pair_id: str) -> NDArray[np.float32]:
+        """Read one pair's probabilities of all classes, float32 (classes, H, W), NaN where not valid."""
+        with open_probability(self.path / f"{pair_id}.tif") as reader:
+            return reader.read(Window(0, 0, *reader.grid.shape))
+
+    def read_classes(self, pair_id: str) -> NDArray[np.uint8]:
+        """Read the most probable classes of one pair, uint8 (groups, H, W), 255 where not valid, strip by strip."""
+        with open_probability(self.path / f"{pair_id}.tif") as reader:
+            found = np.empty((self.header.groups, *reader.grid.shape), np.uint8)
+            for strip in iterate_strips(*reader.grid.shape, BLOCK_PX):
+                found[:, *strip.slices] = find_classes(reader.read(strip), self.header.groups)
+        return found
 
 
 PredictionReader = PickleReader | FolderReader
@@ -423,9 +515,7 @@ def parse_header(value: Any, path: Path) -> PredictionHeader:
             f"{path} is of version {value.get('version')}, this satdiff reads {PICKLE_VERSION}", "update"
         )
     try:
-        return PredictionHeader(
-            tuple(map(str, value["pair_ids"])), str(value["run"]), value["threshold"], value.get("grids", {})
-        )
+        return PredictionHeader.from_facts(value)
     except (KeyError, TypeError) as error:
         raise ArtifactError(f"{path} has a damaged header: {error!r}", hint) from error
 
@@ -454,7 +544,7 @@ def read_folder_header(folder: Path) -> PredictionHeader:
         KeyMismatchError: Rasters are missing from it, or surplus.
     """
     details = artifacts.read_manifest(folder, "prediction").details
-    header = PredictionHeader(tuple(details["pair_ids"]), details["run"], details["threshold"], details["grids"])
+    header = PredictionHeader.from_facts(details)
     artifacts.check_keys(
         [path.stem for path in folder.glob("*.tif")],
         header.pair_ids,

@@ -34,6 +34,23 @@ def threshold_probability(probability: NDArray[np.floating], threshold: float) -
     return (probability >= threshold).astype(np.uint8)
 
 
+def find_classes(probability: NDArray[np.floating], groups: int = 1) -> NDArray[np.uint8]:
+    """Find the most probable class of each pixel, the first of equals.
+
+    Args:
+        probability: (groups * K, H, W), NaN where not valid.
+        groups: Groups of classes that exclude each other.
+
+    Returns:
+        uint8 (groups, H, W): ids in each group, 255 where not valid.
+    """
+    by_group = probability.reshape(groups, -1, *probability.shape[1:])
+    is_invalid = np.isnan(by_group[:, 0])
+    found = np.argmax(np.where(is_invalid[:, None], 0, by_group), axis=1).astype(np.uint8)
+    found[is_invalid] = LABEL_IGNORE
+    return found
+
+
 def encode_runs(mask: NDArray[np.uint8]) -> str:
     """Write a 0/1 mask (H, W) as run lengths: column by column, starts counted from 1, empty for no change.
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from satdiff_cli import artifacts
-from satdiff_cli.errors import ArtifactError
+from satdiff_cli.errors import ArtifactError, ConfigError
 from satdiff_cli.predictions import PredictionReader
 from satdiff_cli.probability import decode_runs, encode_runs, threshold_probability
 
@@ -42,7 +42,10 @@ def write_submission(
     Raises:
         KeyMismatchError: The prediction lacks an id of the sample, or holds another one.
         ArtifactError: A line that was read back does not give the mask again.
+        ConfigError: The prediction maps land cover.
     """
+    if reader.header.classes:
+        raise ConfigError(f"a submission maps change, {reader.path} land cover", "satdiff export --as colour")
     if not sample.is_file():
         raise ArtifactError(f"{sample} does not exist", "name the file with the ids: --sample FILE")
     ids = artifacts.read_sample_ids(sample)

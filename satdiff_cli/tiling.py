@@ -1,14 +1,16 @@
 """Plan tiles over composites and measure how much of each is valid and changed; read the resulting table back."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from satdiff_cli import artifacts, raster
+from satdiff_cli.catalog import LandClass
 from satdiff_cli.errors import ArtifactError
 from satdiff_cli.pairing import Pair
 from satdiff_cli.windows import Window, plan_windows
@@ -31,7 +33,11 @@ class TilingConfig:
 
 @dataclass(frozen=True)
 class Tile:
-    """One row of ``tiles.csv``. ``change_fraction`` is NaN where the pair has no label."""
+    """One row of ``tiles.csv``.
+
+    ``change_fraction`` is NaN where the pair has no label, or one of land cover; ``class_fractions`` is then the share
+    of each class among the valid pixels, which is less than 1 in all where some are to be ignored.
+    """
 
     tile_id: str
     pair_id: str
@@ -39,6 +45,7 @@ class Tile:
     fold: str
     valid_fraction: float
     change_fraction: float
+    class_fractions: tuple[float, ...] = ()
 
     def fits(self, shape: tuple[int, int]) -> bool:
         """Whether the tile lies inside a grid of the given height and width."""
@@ -46,25 +53,37 @@ class Tile:
         return window.row + window.height <= shape[0] and window.col + window.width <= shape[1]
 
 
-def plan_pair_tiles(pair: Pair, config: TilingConfig) -> list[Tile]:
+def plan_pair_tiles(pair: Pair, config: TilingConfig, classes: Sequence[LandClass] = ()) -> list[Tile]:
     """Plan the tiles of one pair and measure them, one row of tiles in memory at a time.
 
-    ``change_fraction`` is the share of changed pixels among a tile's valid pixels.
+    ``change_fraction`` is the share of changed pixels among a tile's valid pixels, ``class_fractions`` that of each
+    class, over both dates where each has its own label.
     """
     tiles = []
     with raster.Composite(pair.composite) as composite:
         for window in plan_windows(*composite.grid.shape, size=config.size, overlap=config.overlap):
             valid = composite.read_valid(window)
             change = float("nan")
-            if pair.label is not None:
+            shares: tuple[float, ...] = ()
+            if pair.label is not None and classes:
+                shares = share_classes(raster.read_bands(pair.label, window)[:, valid], len(classes))
+            elif pair.label is not None:
                 label = raster.read_band(pair.label, window)
                 change = int(np.count_nonzero((label == 1) & valid)) / max(int(np.count_nonzero(valid)), 1)
             name = f"{pair.pair_id}_r{window.row}_c{window.col}"
-            tiles.append(Tile(name, pair.pair_id, window, pair.fold, float(valid.mean()), change))
+            tiles.append(Tile(name, pair.pair_id, window, pair.fold, float(valid.mean()), change, shares))
     return tiles
 
 
-def plan_tiles(pairs: list[Pair], config: TilingConfig, *, on_done: Callable[[Pair], None]) -> tuple[list[Tile], int]:
+def share_classes(label: NDArray[np.uint8], classes: int) -> tuple[float, ...]:
+    """Return the share of each class among labelled pixels of any shape."""
+    counts = np.bincount(label.ravel(), minlength=classes)[:classes]
+    return tuple((counts / max(label.size, 1)).tolist())
+
+
+def plan_tiles(
+    pairs: list[Pair], config: TilingConfig, classes: Sequence[LandClass] = (), *, on_done: Callable[[Pair], None]
+) -> tuple[list[Tile], int]:
     """Plan the tiles of all pairs.
 
     Returns:
@@ -75,7 +94,7 @@ def plan_tiles(pairs: list[Pair], config: TilingConfig, *, on_done: Callable[[Pa
     """
     kept, dropped = [], 0
     for pair in pairs:
-        for tile in plan_pair_tiles(pair, config):
+        for tile in plan_pair_tiles(pair, config, classes):
             if tile.valid_fraction < config.min_valid:
                 dropped += 1
             else:
@@ -99,10 +118,18 @@ def tabulate_tiles(tiles: list[Tile]) -> Any:
             "fold": tile.fold,
             "valid_fraction": f"{tile.valid_fraction:.6f}",
             "change_fraction": "" if np.isnan(tile.change_fraction) else f"{tile.change_fraction:.8f}",
+            **{class_column(number): f"{share:.8f}" for number, share in enumerate(tile.class_fractions)},
         }
         for tile in tiles
     ]
-    return pd.DataFrame(rows, columns=list(artifacts.TILE_COLUMNS))
+    count = max((len(tile.class_fractions) for tile in tiles), default=0)
+    table = pd.DataFrame(rows, columns=[*artifacts.TILE_COLUMNS, *map(class_column, range(count))])
+    return table.fillna("")
+
+
+def class_column(number: int) -> str:
+    """Name the column with the share of a class."""
+    return f"class_{number}_fraction"
 
 
 def read_tiles(data: Path) -> list[Tile]:
@@ -113,6 +140,7 @@ def read_tiles(data: Path) -> list[Tile]:
     """
     path = data / artifacts.TILES_CSV
     table = artifacts.read_table(path, artifacts.TILE_COLUMNS)
+    columns = [name for number in range(len(table.columns)) if (name := class_column(number)) in table.columns]
     try:
         return [
             Tile(
@@ -122,6 +150,7 @@ def read_tiles(data: Path) -> list[Tile]:
                 row["fold"],
                 float(row["valid_fraction"]),
                 float(row["change_fraction"] or "nan"),
+                tuple(float(row[name]) for name in columns if row[name]),
             )
             for row in table.to_dict("records")
         ]

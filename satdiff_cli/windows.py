@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from satdiff_cli.config import Blend
+from satdiff_cli.config import Blend, Border
 from satdiff_cli.errors import ConfigError
 
 GAUSSIAN_SIGMA = 1 / 6  # of a window's side
@@ -29,16 +29,19 @@ class Window:
         return slice(self.row, self.row + self.height), slice(self.col, self.col + self.width)
 
 
-def plan_starts(length: int, size: int, overlap: int) -> list[int]:
+def plan_starts(length: int, size: int, overlap: int, border: Border = "inside") -> list[int]:
     """Plan where windows start along one axis so that every pixel is covered.
 
     The last window is moved inward to end at the border; an axis shorter than ``size`` gets one window at 0.
-    ``plan_starts(1000, 512, 64)`` is ``[0, 448, 488]``.
+    ``plan_starts(1000, 512, 64)`` is ``[0, 448, 488]``. With ``beyond`` windows start at every step, ``[0, 448, 896]``,
+    and reach beyond the border.
     """
     if size < 1 or not 0 <= overlap < size:
         raise ConfigError(
             f"window {size} px with overlap {overlap} px is impossible", "the overlap must be smaller than the window"
         )
+    if border == "beyond":
+        return list(range(0, length, size - overlap))
     if length <= size:
         return [0]
     starts = list(range(0, length - size, size - overlap))
@@ -76,19 +79,25 @@ def taper(length: int, overlap: int, *, is_first: bool, is_last: bool, blend: Bl
     return weights
 
 
-def share_pixels(starts: list[int], length: int, size: int, overlap: int, blend: Blend) -> list[NDArray[np.float64]]:
+def share_pixels(starts: list[int], length: int, side: int, overlap: int, blend: Blend) -> list[NDArray[np.float64]]:
     """Share each pixel of an axis among the windows that see it.
 
     Without an overlap a pixel belongs to the first window that covers it, also where the last one was moved inward.
 
+    Args:
+        starts: Where windows start.
+        length: Pixels of the axis.
+        side: Those of a window; it may reach beyond the axis.
+        overlap: Pixels shared by neighbouring windows.
+        blend: Shape of the weights.
+
     Returns:
-        For each window float64 (min(size, length),) in [0, 1]; at every pixel they sum to 1.
+        For each window float64 in [0, 1] of its pixels on the axis; at every pixel they sum to 1.
     """
-    side = min(size, length)
     total = np.zeros(length)
     parts = []
     for start in starts:
-        part = taper(side, overlap, is_first=start == 0, is_last=start + side == length, blend=blend)
+        part = taper(side, overlap, is_first=start == 0, is_last=start + side >= length, blend=blend)[: length - start]
         if overlap == 0:
             part = np.where(total[start : start + side] > 0, 0.0, part)
         total[start : start + side] += part
@@ -105,28 +114,32 @@ class WindowPlan:
         size: Side of a window [px].
         overlap: Pixels shared by neighbouring windows [px].
         blend: Shape of the weights.
+        border: Whether windows stay inside the grid, or start at every step and reach beyond its border.
     """
 
     shape: tuple[int, int]
     size: int
     overlap: int
     blend: Blend = "hann"
+    border: Border = "inside"
 
     @property
     def window_shape(self) -> tuple[int, int]:
         """Height and width of every window [px]: all are of one size."""
+        if self.border == "beyond":
+            return self.size, self.size
         height, width = self.shape
         return min(self.size, height), min(self.size, width)
 
     @cached_property
     def rows(self) -> list[int]:
         """First rows of the windows."""
-        return plan_starts(self.shape[0], self.size, self.overlap)
+        return plan_starts(self.shape[0], self.size, self.overlap, self.border)
 
     @cached_property
     def cols(self) -> list[int]:
         """First columns of the windows."""
-        return plan_starts(self.shape[1], self.size, self.overlap)
+        return plan_starts(self.shape[1], self.size, self.overlap, self.border)
 
     def windows(self, first_row: int = 0, last_row: int | None = None) -> list[Window]:
         """List the windows that see a row of ``first_row`` … ``last_row - 1``, row by row."""
@@ -142,11 +155,12 @@ class WindowPlan:
     def weights(self) -> tuple[dict[int, NDArray[np.float64]], dict[int, NDArray[np.float64]]]:
         """Return the weights along the rows and along the columns by where windows start.
 
-        A window's weight at a pixel is their product. Over all windows the weights of a pixel sum to 1.
+        A window's weight at a pixel is their product. Over all windows the weights of a pixel sum to 1. There are none
+        for what lies beyond the border.
         """
-        height, width = self.shape
-        rows = share_pixels(self.rows, height, self.size, self.overlap, self.blend)
-        cols = share_pixels(self.cols, width, self.size, self.overlap, self.blend)
+        (height, width), (down, along) = self.shape, self.window_shape
+        rows = share_pixels(self.rows, height, down, self.overlap, self.blend)
+        cols = share_pixels(self.cols, width, along, self.overlap, self.blend)
         return dict(zip(self.rows, rows, strict=True)), dict(zip(self.cols, cols, strict=True))
 
 
@@ -196,8 +210,9 @@ class RowBlender:
         yield from self.advance(window)
         above = self._row - window.row  # rows of the window that lie above what is wanted
         weights = self._row_weights[window.row][above:] * self._col_weights[window.col]
-        part = self._sum[:, : window.height - above, window.col : window.col + window.width]
-        part += weights * values[:, above:]
+        rows, cols = weights.shape  # those inside the grid
+        part = self._sum[:, :rows, window.col : window.col + cols]
+        part += weights * values[:, above : above + rows, :cols]
 
     def finish(self) -> Iterator[tuple[int, Any]]:
         """Hand out the rows that are left."""

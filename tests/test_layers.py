@@ -48,6 +48,7 @@ ALLOWED = {
     "shapely": ("vectors.py",),
     "pyproj": ("geodesy.py",),
     "ray": ("cluster.py",),
+    "optuna": ("sweeping/",),
     "typer": ("cli.py", "commands/"),
     "rich": ("cli.py", "commands/"),
 }
@@ -73,7 +74,7 @@ HEAVY = (
 LAYERS = (
     ("errors",),
     ("config", "plugins", "presets", "cluster"),
-    ("catalog", "windows", "seams", "coregistration", "radiometry", "probability", "regions", "metrics"),
+    ("catalog", "windows", "seams", "coregistration", "radiometry", "probability", "regions", "metrics", "confusion"),
     (
         "raster",
         "artifacts",
@@ -87,9 +88,11 @@ LAYERS = (
         "changes",
         "vectors",
         "pictures",
+        "fetching",
+        "landcover",
     ),
     ("pairing", "tiling", "augmentation", "losses", "samples", "checkpoint", "pretrained", "experiment"),
-    ("training", "inference", "evaluation", "submission", "detection"),
+    ("training", "inference", "evaluation", "submission", "detection", "sweeping"),
     ("mapping",),
 )
 

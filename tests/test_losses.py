@@ -1,6 +1,7 @@
 """Losses: only pixels with a known label count, nothing is ever NaN, and their names are checked."""
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,11 +24,11 @@ def draw_label(seed: int = 1) -> Tensor:
     return torch.randint(0, 2, SHAPE, generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
 
 
-def value(spec: str, logits: Tensor, label: Tensor, **options: float) -> float:
+def value(spec: str, logits: Tensor, label: Tensor, **options: Any) -> float:
     return float(build_loss(spec, **options)(logits, label))
 
 
-def gradient(spec: str, logits: Tensor, label: Tensor, **options: float) -> Tensor:
+def gradient(spec: str, logits: Tensor, label: Tensor, **options: Any) -> Tensor:
     leaf = logits.clone().requires_grad_()
     build_loss(spec, **options)(leaf, label).backward()
     assert leaf.grad is not None
@@ -208,7 +209,7 @@ def test_a_loss_named_twice_is_refused() -> None:
 @pytest.mark.parametrize(
     "options", [{"label_smoothing": -0.1}, {"label_smoothing": 1.0}, {"label_smoothing": math.nan}]
 )
-def test_a_smoothing_outside_0_to_1_is_refused(options: dict[str, float]) -> None:
+def test_a_smoothing_outside_0_to_1_is_refused(options: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match="label_smoothing"):
         build_loss("bce", **options)
 

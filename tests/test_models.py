@@ -3,6 +3,7 @@
 import dataclasses
 import re
 from collections.abc import Mapping
+from typing import Any
 
 import pytest
 import segmentation_models_pytorch as smp
@@ -14,6 +15,7 @@ from satdiff_cli.checkpoint import ModelCard, build_model
 from satdiff_cli.errors import ConfigError, WeightsError
 from satdiff_cli.models import fcsiam, siamese
 from satdiff_cli.models._shared import drop_idle_layers
+from satdiff_cli.models.unet import Unet
 from satdiff_cli.plugins import list_plugins, load_plugin
 from satdiff_cli.pretrained import load_encoder_weights, map_first_convolution
 from satdiff_cli.radiometry import GREY, Normalization
@@ -22,7 +24,7 @@ RGB = ("red", "green", "blue")
 ENCODER = "tu-test_efficientnet"
 LITE = "tu-tf_efficientnet_lite0"
 DECODERS = ("unet", "unetplusplus", "fpn", "deeplabv3plus", "linknet", "manet", "upernet", "segformer", "pspnet")
-DEFAULTS = {"encoder": ENCODER, "decoder": "unet", "fusion": "concat", "input": "concat"}
+DEFAULTS = {"encoder": ENCODER, "decoder": "unet", "fusion": "concat", "input": "concat", "heights": False}
 # Where an architecture wants another encoder, the smallest of those.
 SMALLEST = {"changeformer": {"encoder": "mit_b0"}, "xview2": {"encoder": "seresnext50"}}
 # Pretrained weights go into these.
@@ -30,12 +32,13 @@ WITH_ENCODER = [arch for arch in list_plugins("models") if hasattr(load_plugin("
 
 
 def make_card(
-    arch: str, channels: tuple[str, ...] = RGB, parameters: Mapping[str, str] = {}, *, classes: int = 1
+    arch: str, channels: tuple[str, ...] = RGB, parameters: Mapping[str, Any] = {}, *, classes: int = 1
 ) -> ModelCard:
     plugin = load_plugin("models", arch)
     known = {**getattr(plugin, "DEFAULTS", {}), **DEFAULTS, **SMALLEST.get(arch, {}), **parameters}
     values = {name: known[name] for name in plugin.PARAMETERS}
-    return ModelCard(arch, values, Normalization("scene", channels, channels), classes=classes)
+    dates = getattr(plugin, "DATES", 2)
+    return ModelCard(arch, values, Normalization("scene", channels, channels), dates=dates, classes=classes)
 
 
 def make_dates(channels: int, height: int, width: int, count: int = 2) -> tuple[torch.Tensor, torch.Tensor]:
@@ -44,10 +47,15 @@ def make_dates(channels: int, height: int, width: int, count: int = 2) -> tuple[
     return torch.randn(shape, generator=generator), torch.randn(shape, generator=generator)
 
 
+def feed(model: nn.Module, before: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
+    """Show a network as many dates as it takes."""
+    logits: torch.Tensor = model(before) if isinstance(model, Unet) else model(before, after)
+    return logits
+
+
 @torch.inference_mode()
 def run(model: nn.Module, before: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
-    logits: torch.Tensor = model.eval()(before, after)
-    return logits
+    return feed(model.eval(), before, after)
 
 
 def count_weights(model: nn.Module) -> int:
@@ -73,7 +81,7 @@ def test_any_number_of_channels_and_classes_builds(arch: str, channels: tuple[st
 @pytest.mark.parametrize("arch", list_plugins("models"))
 def test_every_weight_gets_a_gradient(arch: str) -> None:
     model = build_model(make_card(arch))
-    model(*make_dates(3, 64, 96)).sum().backward()
+    torch.autograd.backward(feed(model, *make_dates(3, 64, 96)).sum())
     assert [name for name, weight in model.named_parameters() if weight.grad is None] == []
 
 

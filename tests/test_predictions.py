@@ -612,7 +612,7 @@ def average(
         opened.append(open_prediction(path, sample))
     readers = [context.__enter__() for context in opened]
     try:
-        return average_pair(readers, weights, "x", geometric=geometric)
+        return average_pair(readers, weights, "x", geometric=geometric)[0]
     finally:
         for context in opened:
             context.__exit__(None, None, None)

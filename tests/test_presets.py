@@ -63,6 +63,7 @@ SHARED: dict[str, Any] = {
     "adapt_bn": "none",
     "steps": 0,
 }
+LANDCOVER = "dronedeploy_unet_mobilenetv2"
 ORIGINALS: dict[str, dict[str, Any]] = {
     **{
         name: {"arch": "unetplusplus", "encoder": encoder, "input": "grey", "encoder_weights": "imagenet", "init": ""}
@@ -86,7 +87,7 @@ def test_the_presets_of_the_original_solution_are_its_nine_configurations(name: 
 def test_there_are_nine_originals_and_every_preset_says_what_it_is() -> None:
     presets = list_presets()
     assert len(ORIGINALS) == 9
-    assert set(presets) == {*ORIGINALS, "oscd"}
+    assert set(presets) == {*ORIGINALS, "oscd", LANDCOVER}
     assert len(set(presets.values())) == len(presets)
     assert all(len(text) > 20 for text in presets.values())
 
@@ -150,8 +151,8 @@ def test_presets_hold_nothing_but_settings_in_their_own_words() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", list_presets())
-def test_every_preset_trains(project: Path, name: str) -> None:
+@pytest.mark.parametrize("name", sorted(list_presets().keys() - {LANDCOVER}))
+def test_every_preset_of_change_trains(project: Path, name: str) -> None:
     arch = experiment.resolve_config(name, None, {}).arch
     weights = () if arch == "snunet" else ("--encoder-weights", "none")
     small = ("--crop", 64, "--batch-size", 2, "--steps", 1, "--epochs", 1, "--device", "cpu")

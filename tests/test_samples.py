@@ -258,9 +258,9 @@ def test_scenes_that_fit_are_read_once_and_others_by_window(tmp_path: Path, monk
     assert cache.nbytes == round(scene_gb * 1e9)
     reads: list[tuple[str, Window | None]] = []
 
-    def count(pair: Pair, window: Window | None = None) -> LabelledScene:
+    def count(pair: Pair, window: Window | None = None, *, elevation: None) -> LabelledScene:
         reads.append((pair.pair_id, window))
-        return read_scene(pair, window)
+        return read_scene(pair, window, elevation=elevation)
 
     monkeypatch.setattr(samples, "read_scene", count)
     window = Window(5, 7, 30, 41)

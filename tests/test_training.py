@@ -31,7 +31,7 @@ from satdiff_cli.pairing import read_pairs
 from satdiff_cli.plugins import list_plugins
 from satdiff_cli.tiling import read_tiles
 from satdiff_cli.training import memory
-from satdiff_cli.training.module import ChangeModule, average_weights, keep_depthwise_in_float32
+from satdiff_cli.training.module import ChangeModule, Target, average_weights, keep_depthwise_in_float32
 from satdiff_cli.training.optimisation import make_optimizer, make_schedule
 
 RUNS = "models/saved"
@@ -322,7 +322,7 @@ def test_a_weight_of_change_without_change_is_refused(project: Path) -> None:
 
 def test_the_module_smooths_labels_and_weighs_change_as_the_settings_say() -> None:
     config = TrainConfig(loss="bce", label_smoothing=0.2)
-    module = ChangeModule(nn.Conv2d(1, 1, 1), config, 1, pos_weight=3.0)
+    module = ChangeModule(nn.Conv2d(1, 1, 1), config, 1, target=Target(pos_weight=3.0))
     logits, label = torch.tensor([[[[0.5, -1.0, 2.0]]]]), torch.tensor([[[[1.0, 0.0, 255.0]]]])
     changed, unchanged, _ = torch.sigmoid(logits).flatten().tolist()
     # Half of the smoothing goes to either class, so the targets are 0.9 and 0.1; what changed counts three times.
@@ -549,7 +549,7 @@ def test_running_out_of_memory_names_a_batch_that_fits(
     assert alive == [False, False], "what did not fit is gone when smaller batches are tried"
 
 
-@pytest.mark.parametrize("arch", list_plugins("models"))
+@pytest.mark.parametrize("arch", sorted(set(list_plugins("models")) - {"unet"}))  # which takes one date
 def test_a_dry_run_says_settings_weights_memory_and_steps_and_writes_nothing(project_root: Path, arch: str) -> None:
     before = {path: path.stat().st_mtime_ns for path in project_root.rglob("*")}
     more: tuple[object, ...] = NETWORK if arch in {"siamese", "unetplusplus"} else ("--encoder-weights", "none")

@@ -263,3 +263,29 @@ def test_the_blender_holds_one_row_of_windows_however_tall_the_scene_is() -> Non
         return most
 
     assert held_bytes(3000) == held_bytes(100) == 2 * 32 * 60 * 4
+
+
+@given(plans(), st.sampled_from(BLENDS))
+@settings(deadline=None)
+def test_windows_that_reach_beyond_the_border_blend_to_the_image(
+    plan: tuple[tuple[int, int], int, int], blend: Blend
+) -> None:
+    (height, width), size, overlap = plan
+    image = render_noise(2, (height, width))
+    padded = np.pad(image, ((0, 0), (0, size), (0, size)), constant_values=np.nan)
+    beyond = WindowPlan((height, width), size, overlap, blend, "beyond")
+    assert beyond.window_shape == (size, size)
+    assert beyond.rows == list(range(0, height, size - overlap))
+
+    def parts() -> Iterator[tuple[int, NDArray[np.float32]]]:
+        blender = RowBlender(beyond, 2)
+        for window in beyond.windows():
+            yield from blender.add(window, padded[(slice(None), *window.slices)])
+        yield from blender.finish()
+
+    np.testing.assert_allclose(stack_rows(parts()), image, atol=1e-5)
+
+
+def test_starts_beyond_the_border_are_every_step() -> None:
+    assert plan_starts(1000, 512, 64, "beyond") == [0, 448, 896]
+    assert plan_starts(100, 512, 64, "beyond") == [0]

@@ -159,6 +159,11 @@ def progress_bar(label: str, total: float | None) -> Iterator["Bar"]:
         yield Bar(progress, progress.add_task(label, total=total, note=""))
 
 
+def models_flag(models: Path) -> str:
+    """Spell the folder of runs for a command to copy: nothing for the default."""
+    return "" if models == DEFAULT_MODELS else f" --models {models}"
+
+
 def data_flag(data: Path) -> str:
     """Spell the project folder for a command to copy: nothing for the default."""
     return "" if data == DEFAULT_DATA else f" --data {data}"

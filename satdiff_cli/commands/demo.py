@@ -1,13 +1,14 @@
-"""``satdiff demo``: make a small dataset in the competition's layout and run every step on it."""
+"""``satdiff demo``: make a small dataset in the layout of a competition or a benchmark and run every step on it."""
 
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from satdiff_cli.commands import _options as options
+from satdiff_cli.commands._demo_landcover import run_landcover, show_landcover, step, write_orthomosaics
 from satdiff_cli.commands.ensemble import ensemble
 from satdiff_cli.commands.evaluate import evaluate
 from satdiff_cli.commands.export import export
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
     from satdiff_cli.evaluation import Evaluation
     from satdiff_cli.raster import Grid
 
+DemoTask = Literal["change", "landcover"]
+
+DEFAULT_PAIRS: dict[DemoTask, int] = {"change": 12, "landcover": 10}
 TEST_PAIRS = 2
 NODATA_EVERY = 4  # every fourth scene has a corner without data
 DIFFERENCE = "difference"
@@ -55,9 +59,18 @@ class DemoFolders:
 
 def demo(
     folder: Annotated[Path, typer.Argument(metavar="[DIR]", help="Folder to make.")] = Path("demo"),
+    task: Annotated[
+        DemoTask, typer.Option("--task", help="What to map: change of two dates, or land cover of one.")
+    ] = "change",
     pairs: Annotated[
-        int, typer.Option("--pairs", min=5, help="Pairs of scenes to make; the last two are the test.")
-    ] = 12,
+        int | None,
+        typer.Option(
+            "--pairs",
+            min=5,
+            help="Pairs, or scenes of land cover, to make; the last two are the test.",
+            show_default="12, of land cover 10",
+        ),
+    ] = None,
     epochs: Annotated[int, typer.Option("--epochs", min=1, help="Epochs to train each network.")] = 4,
     steps: Annotated[int, typer.Option("--steps", min=1, help="Steps in an epoch.")] = 50,
     seed: options.SeedOption = 0,
@@ -66,9 +79,9 @@ def demo(
 ) -> None:
     """Make a dataset and run every step on it.
 
-    Writes DIR/data with scenes, Rucode.xls and all results, and DIR/models; takes minutes on a laptop.
+    Writes DIR/data with scenes, their tables and all results, and DIR/models; takes minutes on a laptop.
 
-    Example: satdiff demo
+    Example: satdiff demo --task landcover
 
     Next: satdiff pair data/, on your own scenes
     """
@@ -76,11 +89,20 @@ def demo(
 
     artifacts.check_output(folder, overwrite=overwrite)
     started = time.monotonic()
+    folders, count = DemoFolders(folder), pairs or DEFAULT_PAIRS[task]
     with artifacts.write_folder(folder, overwrite=overwrite) as temporary:
-        write_dataset(DemoFolders(temporary), pairs=pairs, seed=seed)
-        artifacts.write_manifest(temporary, artifacts.Manifest("demo", config={"pairs": pairs}, seed=seed))
-    run_steps(DemoFolders(folder), epochs=epochs, steps=steps, seed=seed, device=device)
-    show_results(DemoFolders(folder), seconds=time.monotonic() - started)
+        if task == "landcover":
+            write_orthomosaics(DemoFolders(temporary).data, scenes=count, seed=seed)
+        else:
+            write_dataset(DemoFolders(temporary), pairs=count, seed=seed)
+        config = {"task": task, "pairs": count}
+        artifacts.write_manifest(temporary, artifacts.Manifest("demo", config=config, seed=seed))
+    if task == "landcover":
+        run_landcover(folders.data, folders.models, epochs=epochs, steps=steps, seed=seed, device=device)
+        show_landcover(folders.data, seconds=time.monotonic() - started)
+    else:
+        run_steps(folders, epochs=epochs, steps=steps, seed=seed, device=device)
+        show_results(folders, seconds=time.monotonic() - started)
 
 
 def write_dataset(folders: DemoFolders, *, pairs: int, seed: int) -> None:
@@ -189,11 +211,6 @@ def combine(folders: DemoFolders) -> None:
     inputs = [folders.prediction(arch) for arch in MODELS]
     step(f"ensemble {' '.join(map(str, inputs))} --threshold {threshold}")
     ensemble(inputs, threshold=threshold)
-
-
-def step(command: str) -> None:
-    """Show the command that is about to run."""
-    options.say(f"\n$ satdiff {command}")
 
 
 def write_difference(folders: DemoFolders) -> None:

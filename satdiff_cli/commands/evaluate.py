@@ -11,11 +11,12 @@ from satdiff_cli.commands import _options as options
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from satdiff_cli.evaluation import Evaluation, SeamReport
-    from satdiff_cli.metrics import Confusion
+    from satdiff_cli.evaluation import ClassEvaluation, Evaluation, SeamReport
+    from satdiff_cli.metrics import ClassConfusion, Confusion
     from satdiff_cli.seams import Jumps
 
 SCORES = ("iou", "f1", "precision", "recall", "kappa")
+CLASS_SCORES = ("f1", "precision", "recall", "iou", "accuracy")
 
 
 def evaluate(
@@ -58,14 +59,15 @@ def evaluate(
 ) -> None:
     """Score a prediction per pair and pooled over pixels.
 
-    Reads a prediction and labels; writes <prediction>_scores.json and prints a table. With --seams it reads the
-    prediction alone and writes <prediction>_seams.json.
+    Reads a prediction and labels; writes <prediction>_scores.json and prints a table, of land cover also of classes
+    and their confusion, which is drawn in <prediction>_confusion.png. With --seams it reads the prediction alone and
+    writes <prediction>_seams.json.
 
     Example: satdiff evaluate data/predicted_masks/oof_siamese.pkl --best-threshold
 
     Next: satdiff export PREDICTION --as png
     """
-    from satdiff_cli import artifacts, evaluation, predictions
+    from satdiff_cli import artifacts, confusion, evaluation, predictions
 
     if seams:
         options.refuse_idle(
@@ -84,27 +86,105 @@ def evaluate(
     artifacts.check_output(json_path, overwrite=overwrite or out is None)
     report = None
     with predictions.open_prediction(path, ids) as reader:
+        classes = reader.header.classes
         if seams:
             report = evaluation.measure_seams(reader)
             result = report.as_dict()
-            table = tabulate_seams(report, name)
+            tables = [tabulate_seams(report, name)]
+        elif classes:
+            refuse_thresholds(threshold, best_threshold=best_threshold)
+            scored = evaluation.evaluate_classes(
+                reader, evaluation.list_class_labels(data, labels), allow_missing=allow_missing
+            )
+            result = artifacts.replace_nan(scored.as_dict())
+            tables = [tabulate_class_scores(scored, name), tabulate_classes(scored), tabulate_confusion(scored)]
+            picture = json_path.with_name(f"{json_path.stem.removesuffix('_scores')}_confusion.png")
+            with artifacts.write_file(picture) as temporary:
+                confusion.draw_confusion(scored.overall.counts, scored.names, name).save(temporary, "PNG")
         else:
             cut, origin = predictions.choose_threshold(threshold, reader.header)
             scores = evaluation.evaluate_prediction(
                 reader, evaluation.find_labels(data, labels), threshold=cut, allow_missing=allow_missing
             )
             result = artifacts.replace_nan(scores.as_dict())
-            table = tabulate_scores(scores, f"{name}, threshold {cut:.3f} ({origin})", with_best=best_threshold)
+            title = f"{name}, threshold {cut:.3f} ({origin})"
+            tables = [tabulate_scores(scores, title, with_best=best_threshold)]
     artifacts.write_json(json_path, result)
     if not as_json:
-        options.show(table)
+        for table in tables:
+            options.show(table)
     is_good = report is None or report.overall.is_seamless
     if report and is_good:
         options.say(f"done   {describe_seams(report.overall)}")
-    next_command = f"satdiff export {path} --as png{options.data_flag(data)}" if is_good else ""
+    kind = "colour" if classes else "png"
+    next_command = f"satdiff export {path} --as {kind}{options.data_flag(data)}" if is_good else ""
     options.finish(result, path=json_path, next_command=next_command, as_json=as_json)
     if report:
         report.require_seamless()
+
+
+def refuse_thresholds(threshold: float | None, *, best_threshold: bool) -> None:
+    """Refuse thresholds for land cover, where the most probable class counts.
+
+    Raises:
+        ConfigError: One was asked for.
+    """
+    from satdiff_cli.errors import ConfigError
+
+    if threshold is not None or best_threshold:
+        raise ConfigError(
+            "the prediction maps land cover: the most probable class counts, a threshold would do nothing",
+            "leave out --threshold and --best-threshold",
+        )
+
+
+def tabulate_class_scores(scores: "ClassEvaluation", title: str) -> "Table":
+    """Lay out one row a scene, their mean and standard deviation, and one row for all pixels."""
+    from rich.table import Table
+
+    table = Table(title=f"{title}, classes weighted by their pixels", title_justify="left")
+    table.add_column("pair", overflow="fold")
+    for name in (*("mean iou" if name == "iou" else name for name in CLASS_SCORES), "px"):
+        table.add_column(name, justify="right")
+
+    def add(name: str, confusion: "ClassConfusion") -> None:
+        summary = confusion.summarize()
+        table.add_row(name, *(spell(summary[score]) for score in CLASS_SCORES), str(int(confusion.counts.sum())))
+
+    for pair_id, confusion in scores.pairs.items():
+        add(pair_id, confusion)
+    table.add_section()
+    spread = scores.spread()
+    for index, name in enumerate(("mean", "standard deviation")):
+        table.add_row(name, *(spell(spread[score][index]) if spread else "–" for score in CLASS_SCORES), "")
+    add("all pixels", scores.overall)
+    return table
+
+
+def tabulate_classes(scores: "ClassEvaluation") -> "Table":
+    """Lay out one row a class, over all pixels."""
+    from rich.table import Table
+
+    table = Table("class", title="classes, all pixels", title_justify="left")
+    for name in ("iou", "f1", "precision", "recall", "labelled px"):
+        table.add_column(name, justify="right")
+    for name, values in scores.overall.summarize_classes(scores.names).items():
+        shown = (values[score] for score in ("iou", "f1", "precision", "recall"))
+        table.add_row(name, *map(spell, shown), str(values["support"]))
+    return table
+
+
+def tabulate_confusion(scores: "ClassEvaluation") -> "Table":
+    """Lay out how the pixels of each class of the label (a row) spread over the classes of the map, in % of the row."""
+    from rich.table import Table
+
+    table = Table("label", title="confusion: columns are the map, in % of the row", title_justify="left")
+    for name in (*scores.names, "left out"):
+        table.add_column(name, justify="right")
+    for name, counts in zip(scores.names, scores.overall.counts.tolist(), strict=True):
+        total = sum(counts)
+        table.add_row(name, *(f"{100 * count / total:.1f}" if total else "–" for count in counts))
+    return table
 
 
 def tabulate_scores(scores: "Evaluation", title: str, *, with_best: bool) -> "Table":

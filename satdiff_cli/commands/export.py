@@ -35,7 +35,7 @@ def export(
 ) -> None:
     """Write a prediction as masks or pictures.
 
-    Reads a prediction (png: composites and labels, too); writes one file a pair.
+    Reads a prediction (png: composites and labels, too); writes one file a pair, or two (colour).
 
     Example: satdiff export ensemble.pkl --as png
 
@@ -53,8 +53,10 @@ def export(
     ):
         cut, origin = predictions.choose_threshold(threshold, reader.header)
         written = output.write(reader, temporary, predictions.ExportOptions(data, cut))
+        is_cut = not reader.header.classes
         settings = {"prediction": str(path), "as": kind, "threshold": cut}
         artifacts.write_manifest(temporary, artifacts.Manifest("export", config=settings))
-    options.say(f"done   {len(written)} files of {path} at threshold {cut:.3f} ({origin})")
+    threshold_used = f" at threshold {cut:.3f} ({origin})" if is_cut else ""
+    options.say(f"done   {len(written)} files of {path}{threshold_used}")
     summary = {"folder": folder, "files": sorted(file.name for file in written)}
     options.finish(summary, path=folder, next_command="", as_json=as_json)

@@ -118,10 +118,11 @@ def describe_run(path: Path) -> tuple[dict[str, Any], str]:
     facts = {
         "what": f"run {card.run} ({path})",
         "network": f"{card.arch}: {checkpoint.describe(card.parameters)}",
-        "sees": f"{card.dates} dates of {', '.join(card.normalization.channels)}, normalised per "
-        f"{card.normalization.kind}",
+        "maps": f"{card.task}{': ' if card.class_names else ''}{', '.join(card.class_names)}",
+        "sees": f"{card.dates} date{'s' * (card.dates > 1)} of {', '.join(card.normalization.channels)}, "
+        f"normalised per {card.normalization.kind}",
         "trained on": f"{len(card.train_sites)} sites, validated on {len(card.validation_sites)} (fold {card.fold})",
-        "weights": f"of epoch {card.epoch}; threshold {card.threshold:.3f}",
+        "weights": f"of epoch {card.epoch}" + (f"; threshold {card.threshold:.3f}" if card.task == "change" else ""),
         "validation": [f"{name} {value:.3f}" for name, value in card.scores.items()],
         "finished": "yes" if is_finished else "no",
     }
@@ -166,10 +167,11 @@ def describe_prediction(path: Path) -> tuple[dict[str, Any], str]:
             raise
         return {"what": error.message}, f"satdiff submit {path}"
     threshold = "unknown" if header.threshold is None else f"{header.threshold:.3f}"
-    facts = {"what": f"prediction of {header.run} ({path})", "threshold": threshold, "pairs": list(header.pair_ids)}
+    told = {"classes": ", ".join(item.name for item in header.classes)} if header.classes else {"threshold": threshold}
+    facts = {"what": f"prediction of {header.run} ({path})", **told, "pairs": list(header.pair_ids)}
     if path.is_dir():
         facts |= {name: value for name, value in describe_manifest(path).items() if name in ("made", "settings")}
-    verb = "evaluate" if header.run.startswith("oof_") else "submit"
+    verb = "evaluate" if header.run.startswith("oof_") or header.classes else "submit"
     return facts, f"satdiff {verb} {path}"
 
 

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from satdiff_cli.commands import _options as options
-from satdiff_cli.config import Blend, Precision, Tta
+from satdiff_cli.config import Blend, Border, Precision, Tta
 
 if TYPE_CHECKING:
+    from satdiff_cli.config import Task
     from satdiff_cli.inference import InferenceConfig, Plan, Work
     from satdiff_cli.inference.cascade import CascadeConfig
     from satdiff_cli.inference.profiling import Profile
@@ -21,9 +22,14 @@ def predict(
     runs: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[RUN]...", help="Run by name or path; several with --out-of-fold.", show_default="newest"
+            metavar="[RUN]...",
+            help="Run by name or path, or best; several with --out-of-fold.",
+            show_default="newest",
         ),
     ] = None,
+    metric: Annotated[
+        str, typer.Option("--metric", help="With RUN best: validation score to choose by.", show_default="val_f1")
+    ] = "",
     scenes: Annotated[Scenes, typer.Option("--scenes", help="Which pairs to predict.")] = "test",
     out_of_fold: Annotated[
         bool, typer.Option("--out-of-fold", help="Predict each labelled pair with the run that has not seen its site.")
@@ -34,6 +40,9 @@ def predict(
     blend: Annotated[
         Blend, typer.Option("--blend", help="Weights of overlapping windows: gaussian has σ = window / 6.")
     ] = "hann",
+    border: Annotated[
+        Border, typer.Option("--border", help="Windows end at a scene's border, or reach beyond it.")
+    ] = "inside",
     cascade: Annotated[
         bool, typer.Option("--cascade", help="Mix in what the network sees at lower resolutions.")
     ] = False,
@@ -87,7 +96,7 @@ def predict(
     dry_run: options.DryRunOption = False,
     as_json: options.JsonOption = False,
 ) -> None:
-    """Predict the probability of change for whole scenes.
+    """Predict the probability of change, or of classes.
 
     Reads a run and composites/; writes predicted_masks/<run>/ (GeoTIFFs) and predicted_masks/<run>.pkl.
     Stopped at any moment, the same command goes on where it was.
@@ -96,7 +105,7 @@ def predict(
 
     Next: satdiff submit
     """
-    from satdiff_cli import artifacts, checkpoint, inference, pairing, predictions
+    from satdiff_cli import artifacts, catalog, checkpoint, inference, landcover, pairing, predictions
     from satdiff_cli.inference.cascade import CascadeConfig
     from satdiff_cli.inference.profiling import Profile
 
@@ -113,6 +122,7 @@ def predict(
         window=window,
         overlap=overlap,
         blend=blend,
+        border=border,
         tta=tta,
         batch_size=batch_size,
         precision=precision,
@@ -120,8 +130,8 @@ def predict(
         workers=workers or 0,
         cascade=levels if cascade else None,
     )
-    found = [checkpoint.resolve_run(name, models) for name in runs] if runs else [checkpoint.resolve_run(None, models)]
     pairs = pairing.read_pairs(data)
+    found = find_runs(runs or [], models, metric, catalog.find_task(landcover.read_classes(data), pairs[0].dates))
     if out_of_fold:
         plan = inference.plan_out_of_fold(pairs, checkpoint.list_family(found), allow_missing=allow_missing)
     else:
@@ -155,10 +165,40 @@ def predict(
     if profile:
         say_profile(watch)
     summary = {"run": header.run, "pairs": len(header.pair_ids), "threshold": header.threshold, "folder": target.folder}
-    options.say(f"done   {len(header.pair_ids)} pairs, threshold {header.threshold:.3f} from the model card")
+    threshold = "" if header.classes else f", threshold {header.threshold:.3f} from the model card"
+    options.say(f"done   {len(header.pair_ids)} pairs{threshold}")
     result = target.pickle if with_pickle else target.folder
-    next_command = f"satdiff {'evaluate' if out_of_fold or scenes == 'labelled' else 'submit'} {result}"
+    verb, after = "evaluate" if out_of_fold or scenes == "labelled" else "submit", ""
+    if header.classes and verb == "submit":
+        is_labelled = all(pair.label for pair in plan.runs)
+        verb, after = ("evaluate", "") if is_labelled else ("export", " --as colour")
+    next_command = f"satdiff {verb} {result}{after}"
     options.finish(summary, path=result, next_command=f"{next_command}{options.data_flag(data)}", as_json=as_json)
+
+
+def find_runs(names: list[str], models: Path, metric: str, task: "Task") -> list[Path]:
+    """Find runs by name or path; ``best`` is the best by a validation score of those that fit the task.
+
+    Raises:
+        ConfigError: A score is named and no run is called best.
+    """
+    from satdiff_cli import checkpoint
+
+    if checkpoint.BEST_RUN not in names:
+        options.refuse_idle(
+            {"--metric": metric != ""},
+            needs=f"without the run {checkpoint.BEST_RUN}",
+            hint=f"predict {checkpoint.BEST_RUN}",
+        )
+    wanted = (metric or "val_f1").removeprefix("val_")
+    found = []
+    for name in names:
+        if name != checkpoint.BEST_RUN:
+            found.append(checkpoint.resolve_run(name, models))
+            continue
+        found.append(checkpoint.find_best_run(models, wanted, task))
+        options.say(f"best   {found[-1].name}: {wanted} {checkpoint.read_card(found[-1]).scores[wanted]:.3f}")
+    return found or [checkpoint.resolve_run(None, models)]
 
 
 def name_cascade_options(levels: "CascadeConfig") -> dict[str, bool]:

@@ -27,22 +27,28 @@ def tile(
 
     Next: satdiff train --arch siamese
     """
-    from satdiff_cli import artifacts, pairing, tiling
+    from satdiff_cli import artifacts, catalog, landcover, pairing, tiling
 
     path = data / artifacts.TILES_CSV
     artifacts.check_output(path, overwrite=overwrite or dry_run)
     pairs = pairing.read_pairs(data)
+    classes = landcover.read_classes(data)
     config = tiling.TilingConfig(size, overlap, min_valid)
     with options.progress_bar("tiling", len(pairs)) as bar:
-        tiles, dropped = tiling.plan_tiles(pairs, config, on_done=lambda _: bar.advance())
+        tiles, dropped = tiling.plan_tiles(pairs, config, classes, on_done=lambda _: bar.advance())
     changed = sum(tile.change_fraction > 0 for tile in tiles)
+    counts = {item.name: sum(sum(tile.class_fractions[item.id :][:1]) > 0 for tile in tiles) for item in classes}
+    found = ", ".join(f"{count} with {name}" for name, count in counts.items()) or f"{changed} with change"
     options.say(
-        f"tiled  {len(pairs)} pairs into {len(tiles)} tiles of {size} px: {changed} with change, "
+        f"tiled  {len(pairs)} pairs into {len(tiles)} tiles of {size} px: {found}, "
         f"{dropped} dropped for less than {min_valid:.0%} valid"
     )
     if dry_run:
         return
     artifacts.write_table(path, tiling.tabulate_tiles(tiles))
-    summary = {"pairs": len(pairs), "tiles": len(tiles), "with_change": changed, "dropped": dropped}
-    next_command = f"satdiff train --arch siamese{options.data_flag(data)}"
+    summary: dict[str, object] = {"pairs": len(pairs), "tiles": len(tiles), "with_change": changed, "dropped": dropped}
+    if classes:
+        summary = {"pairs": len(pairs), "tiles": len(tiles), "with_class": counts, "dropped": dropped}
+    arch = "unet" if catalog.find_task(classes, pairs[0].dates) == "landcover" else "siamese"
+    next_command = f"satdiff train --arch {arch}{options.data_flag(data)}"
     options.finish(summary, path=path, next_command=next_command, as_json=as_json)

@@ -14,7 +14,7 @@ from satdiff_cli.errors import ConfigError
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from satdiff_cli import experiment, training
+    from satdiff_cli import checkpoint, experiment, training
 
 
 @accept_settings(TrainConfig)
@@ -58,7 +58,7 @@ def train(
     dry_run: options.DryRunOption = False,
     as_json: options.JsonOption = False,
 ) -> None:
-    """Train a change network on the tiles of all folds but one.
+    """Train a network on the tiles of all folds but one.
 
     Reads tiles.csv and composites/; writes models/saved/<run>/ after every epoch.
 
@@ -69,7 +69,7 @@ def train(
     if list_presets or list_archs or list_encoders is not None:
         print_lists(with_presets=list_presets, with_archs=list_archs, encoder_word=list_encoders)
         return
-    from satdiff_cli import artifacts, checkpoint, experiment, pairing, tiling
+    from satdiff_cli import artifacts, checkpoint, experiment, landcover, pairing, tiling
 
     on_gpu = checkpoint.pick_device(device).type == "cuda"
     machine = experiment.Machine(
@@ -83,10 +83,12 @@ def train(
         precision=precision,
         loggers=coerce_value(tuple(loggers or ()), tuple[LoggerKind, ...], label="--logger"),
     )
-    planner = experiment.Planner(tiling.read_tiles(data), pairing.read_pairs(data), machine)
+    planner = experiment.Planner(
+        tiling.read_tiles(data), pairing.read_pairs(data), machine, landcover.read_classes(data)
+    )
     stored = None if folds or not resume else find_stored(name, out, speaks=machine.is_first_process)
     config_file = stored / checkpoint.CONFIG_NAME if stored else config
-    resolved = experiment.resolve_config("" if stored else preset, config_file, settings)
+    resolved = experiment.resolve_config("" if stored else preset, config_file, settings, task=planner.task)
     title = preset or experiment.name_network(resolved)
     if folds:
         splits = planner.split_all(folds)
@@ -110,7 +112,7 @@ def train(
         finish_folds(results, data, device=device, as_json=as_json)
         return
     result = {"run": results[0].folder.name, "epochs": results[0].epochs, "best_epoch": results[0].card.epoch}
-    next_command = f"satdiff predict {results[0].folder.name}{options.data_flag(data)}{models_flag(out)}"
+    next_command = f"satdiff predict {results[0].folder.name}{options.data_flag(data)}{options.models_flag(out)}"
     options.finish(
         {**result, **results[0].card.scores}, path=results[0].folder, next_command=next_command, as_json=as_json
     )
@@ -164,6 +166,7 @@ def print_estimate(job: "experiment.Job") -> None:
     machine, config = job.machine, job.config
     estimate = estimate_memory(
         lambda: checkpoint.build_model(job.card),
+        dates=job.card.dates,
         channels=len(job.card.normalization.channels),
         crop=config.crop,
         batch_size=max(1, config.batch_size // machine.processes),
@@ -199,7 +202,8 @@ def train_one(job: "experiment.Job") -> "training.TrainingSummary | None":
         f"done   {summary.epochs} epochs{' (stopped early)' if summary.stopped_early else ''}; kept epoch {card.epoch}"
         + (": " if card.scores else "")
         + ", ".join(f"{name} {score:.3f}" for name, score in card.scores.items())
-        + (f" at threshold {card.threshold:.3f} on fold {card.fold}" if card.scores else "")
+        + (f" at threshold {card.threshold:.3f}" if card.scores and card.task == "change" else "")
+        + (f" on fold {card.fold}" if card.scores else "")
     )
     return summary
 
@@ -209,7 +213,8 @@ def finish_folds(results: "Sequence[training.TrainingSummary]", data: Path, *, d
     from satdiff_cli import checkpoint, inference, pairing, predictions
 
     if not as_json:
-        options.show(tabulate_folds(results))
+        for table in tabulate_folds(results):
+            options.show(table)
     runs = [summary.folder for summary in results]
     plan = inference.plan_out_of_fold(pairing.read_pairs(data), runs, allow_missing=False)
     target = predictions.Target.at(place_out_of_fold(data, runs[0].name), overwrite=True)
@@ -234,26 +239,33 @@ def place_out_of_fold(data: Path, run: str) -> Path:
     return data / artifacts.PREDICTIONS_DIR / checkpoint.out_of_fold_name(run)
 
 
-def tabulate_folds(results: "Sequence[training.TrainingSummary]") -> "RenderableType":
-    """Make a table of the folds' validation scores with their mean and spread."""
+def tabulate_folds(results: "Sequence[training.TrainingSummary]") -> "list[RenderableType]":
+    """Make tables of the folds' validation scores with their mean and spread, those of single classes apart."""
+    cards = [summary.card for summary in results]
+    title = "validation scores of the folds"
+    by_class = {f"f1_{name}": name for name in cards[0].class_names}
+    columns = {name: [card.scores[name] for card in cards] for name in cards[0].scores if name not in by_class}
+    if not by_class:
+        return [tabulate_columns(cards, {**columns, "threshold": [card.threshold for card in cards]}, title)]
+    own = {name: [card.scores[score] for card in cards] for score, name in by_class.items()}
+    return [tabulate_columns(cards, columns, title), tabulate_columns(cards, own, "F1 of each class")]
+
+
+def tabulate_columns(
+    cards: "Sequence[checkpoint.ModelCard]", columns: Mapping[str, Sequence[float]], title: str
+) -> "RenderableType":
+    """Lay out one row a fold, then mean and spread."""
     from statistics import mean, stdev
 
     from rich.table import Table
 
-    names = list(results[0].card.scores)
-    table = Table("fold", "epoch", *names, "threshold", title="validation scores of the folds", title_justify="left")
-    rows = [[*summary.card.scores.values(), summary.card.threshold] for summary in results]
-    for summary, row in zip(results, rows, strict=True):
-        table.add_row(
-            summary.card.fold,
-            str(summary.card.epoch),
-            *(f"{value:.3f}" for value in row),
-            end_section=summary is results[-1],
-        )
-    columns = list(zip(*rows, strict=True))
-    table.add_row("mean", "", *(f"{mean(column):.3f}" for column in columns))
-    if len(rows) > 1:
-        table.add_row("spread (standard deviation)", "", *(f"{stdev(column):.3f}" for column in columns))
+    table = Table("fold", "epoch", *columns, title=title, title_justify="left")
+    for number, card in enumerate(cards):
+        values = (f"{column[number]:.3f}" for column in columns.values())
+        table.add_row(card.fold, str(card.epoch), *values, end_section=card is cards[-1])
+    table.add_row("mean", "", *(f"{mean(column):.3f}" for column in columns.values()))
+    if len(cards) > 1:
+        table.add_row("spread (standard deviation)", "", *(f"{stdev(column):.3f}" for column in columns.values()))
     return table
 
 
@@ -277,11 +289,6 @@ def print_lists(*, with_presets: bool, with_archs: bool, encoder_word: str | Non
         options.show("\n".join(found))
 
 
-def models_flag(models: Path) -> str:
-    """Spell the folder of runs for a command to copy: nothing for the default."""
-    return "" if models == options.DEFAULT_MODELS else f" --models {models}"
-
-
 def run_with_progress(job: "experiment.Job") -> "training.TrainingSummary | None":
     """Train under a progress bar that shows epoch, loss and the best validation IoU."""
     from satdiff_cli import training
@@ -292,8 +299,8 @@ def run_with_progress(job: "experiment.Job") -> "training.TrainingSummary | None
 
         def show(progress: training.Progress) -> None:
             done = (progress.epoch - 1) * progress.steps + progress.step
-            iou = f"IoU {progress.scores['iou']:.3f}" if progress.scores else ""
-            note = f"epoch {progress.epoch}/{progress.epochs} loss {progress.loss:.3f} {iou}"
+            score = f"{job.metric} {progress.scores[job.metric]:.3f}" if progress.scores else ""
+            note = f"epoch {progress.epoch}/{progress.epochs} loss {progress.loss:.3f} {score}"
             bar.show(done, progress.epochs * progress.steps, note)
 
         return training.fit(job, show)

@@ -1,6 +1,6 @@
 """Stack both dates of a pair on the finest grid of the before scene."""
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial, reduce
@@ -12,7 +12,7 @@ from satdiff_cli.catalog import Scene
 from satdiff_cli.compositing.alignment import Aligned, align_file
 from satdiff_cli.compositing.registering import Registration, raise_for_trouble, register
 from satdiff_cli.compositing.scenes import JoinedBands, common_dtype, join_bands, open_scene, split_composite
-from satdiff_cli.config import Resampling
+from satdiff_cli.config import Resampling, Zeros
 from satdiff_cli.coregistration import CoregistrationConfig
 from satdiff_cli.errors import RasterError
 from satdiff_cli.radiometry import StatisticsAccumulator
@@ -40,6 +40,7 @@ class CompositeConfig:
         resampling: Kernel for files that lie on another grid than the finest of the before scene.
         coregistration: How the shift between the dates is measured and corrected.
         strict: Refuse a pair whose shift is too large or cannot be told.
+        zeros: Where pixels that are 0 in every band were not observed.
     """
 
     bands: tuple[str, ...] = ()
@@ -47,6 +48,7 @@ class CompositeConfig:
     resampling: Resampling = "bilinear"
     coregistration: CoregistrationConfig = field(default_factory=CoregistrationConfig)
     strict: bool = False
+    zeros: Zeros = "border"
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,7 @@ def write_composite(before: Scene, after: Scene | None, out: Path, config: Compo
 
     Args:
         before: Files of the before date.
-        after: Files of the after date; None says that ``before`` is a ready-made composite.
+        after: Files of the after date, none for a single date; None says that ``before`` is a ready-made composite.
         out: The GeoTIFF to write.
         config: Settings.
 
@@ -95,22 +97,15 @@ def write_composite(before: Scene, after: Scene | None, out: Path, config: Compo
         joined = open_dates(stack, before, after, config)
         reference = joined.before[joined.reference]
         align = partial(align_file, stack, reference=reference, resampling=config.resampling)
-        aligned_before = reduce(Aligned.join, map(align, joined.before))
-        aligned_after = reduce(Aligned.join, map(align, joined.after))
+        aligned = reduce(Aligned.join, map(align, joined.before))
         names = " and ".join(dict.fromkeys(path.name for path in (*before, *(after or ()))))
-        check_common_pixels(aligned_before.join(aligned_after), names)
-        registration = register(aligned_before, aligned_after, joined, config.coregistration)
-        if config.strict:
-            raise_for_trouble(registration, names)
-        if registration.correction != "none":
-            move = partial(align, displacement=registration.displacement)
-            aligned_after = reduce(Aligned.join, map(move, joined.after))
-        aligned = aligned_before.join(aligned_after)
+        registration = None
+        if joined.after:
+            after_files, registration = align_after(aligned, joined, align, config, names)
+            aligned = aligned.join(after_files)
         check_common_pixels(aligned, names)
         grid = reference.grid.crop(aligned.window)
-        count = len(joined.names)
-        order = (*range(count), *(count + place for place in joined.after_order))
-        valid_fraction = write_stack(out, aligned, grid, names=joined.names, order=order)
+        valid_fraction = write_stack(out, aligned, grid, joined)
         return CompositeSummary(
             grid,
             reference.grid,
@@ -123,14 +118,28 @@ def write_composite(before: Scene, after: Scene | None, out: Path, config: Compo
         )
 
 
+def align_after(
+    before: Aligned, joined: JoinedBands, align: Callable[..., Aligned], config: CompositeConfig, names: str
+) -> tuple[Aligned, Registration]:
+    """Bring the after date onto the before date, where the shift between them is measured and asked to be taken out."""
+    after = reduce(Aligned.join, map(align, joined.after))
+    check_common_pixels(before.join(after), names)
+    registration = register(before, after, joined, config.coregistration)
+    if config.strict:
+        raise_for_trouble(registration, names)
+    if registration.correction != "none":
+        after = reduce(Aligned.join, map(partial(align, displacement=registration.displacement), joined.after))
+    return after, registration
+
+
 def open_dates(stack: ExitStack, before: Scene, after: Scene | None, config: CompositeConfig) -> JoinedBands:
     """Open the files of both dates, or of a ready-made composite, and find the bands that they have in common."""
     if after is None:
         (ready_made,) = before
         first, second = split_composite(stack, ready_made, config.bands)
     else:
-        first = open_scene(stack, before, config.bands)
-        second = open_scene(stack, after, config.after_bands or config.bands)
+        first = open_scene(stack, before, config.bands, config.zeros)
+        second = open_scene(stack, after, config.after_bands or config.bands, config.zeros)
     return join_bands(first, second, config.bands, config.after_bands)
 
 
@@ -144,24 +153,25 @@ def check_common_pixels(aligned: Aligned, names: str) -> None:
         raise RasterError(f"{names} have no valid pixel in common", "check nodata values and NaN: gdalinfo -stats FILE")
 
 
-def write_stack(out: Path, aligned: Aligned, grid: Grid, *, names: Sequence[str], order: Sequence[int]) -> float:
+def write_stack(out: Path, aligned: Aligned, grid: Grid, joined: JoinedBands) -> float:
     """Write the window that aligned files cover as one GeoTIFF on its grid, strip by strip.
 
     Args:
         out: The GeoTIFF.
-        aligned: The files of both dates.
+        aligned: The files of all dates.
         grid: Grid of the window.
-        names: Names of the bands of a date.
-        order: For each band of the composite, its place among those of the files.
+        joined: Which of their bands are which.
 
     Returns:
         Share of valid pixels.
     """
     dtype = common_dtype(aligned.files)
+    dates = ("before", "after") if joined.after else ("before",)
+    names = [f"{date}_{name}" for date in dates for name in joined.names]
+    order = [*range(len(joined.names)), *(len(joined.names) + place for place in joined.after_order)]
     window, valid = aligned.window, aligned.valid[aligned.window.slices]
     statistics = StatisticsAccumulator(len(order))
     valid_fraction = float(valid.mean())
-    is_sorted = list(order) == sorted(order)
     profile = grid_profile(grid, len(order), dtype.name) | {
         "predictor": 3 if dtype.kind == "f" else 2,
         "interleave": "pixel",
@@ -171,10 +181,10 @@ def write_stack(out: Path, aligned: Aligned, grid: Grid, *, names: Sequence[str]
         for strip in iterate_strips(grid.height, grid.width, BLOCK_PX):
             source = Window(strip.row + window.row, window.col, strip.height, strip.width)
             pixels = np.concatenate([file.read(source) for file in aligned.files]).astype(dtype, copy=False)
-            pixels = pixels if is_sorted else pixels[list(order)]
+            pixels = pixels if order == sorted(order) else pixels[order]
             target.write(pixels, window=to_rasterio(strip))
             target.write_mask(valid[strip.slices], window=to_rasterio(strip))
             statistics.add(pixels[:, valid[strip.slices]])
-        target.descriptions = [f"{date}_{name}" for date in ("before", "after") for name in names]
+        target.descriptions = names
         write_statistics(target, statistics.result(), valid_percent=100 * valid_fraction)
     return valid_fraction

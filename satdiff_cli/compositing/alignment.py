@@ -106,7 +106,7 @@ def align_file(
         RasterError: The files do not overlap, or have no georeferencing and sizes that do not fit.
     """
     with naming(file.path):  # an error would first meet the file that was opened last
-        valid = read_valid_mask(file.dataset, file.indexes)
+        valid = read_valid_mask(file.dataset, file.indexes, file.zeros)
     grid, target = file.grid, reference.grid
     both_georeferenced = grid.is_georeferenced and target.is_georeferenced
     coincide = grid.is_same(target) or (not both_georeferenced and grid.shape == target.shape)

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from satdiff_cli.catalog import Scene, join_files
+from satdiff_cli.config import Zeros
 from satdiff_cli.errors import RasterError
 from satdiff_cli.radiometry import canonical_names, name_bands
 from satdiff_cli.raster import (
@@ -29,12 +30,16 @@ from satdiff_cli.windows import Window
 
 @dataclass(frozen=True)
 class SceneFile:
-    """Hold one file of a date, the same open, its pixel grid, and the 1-based numbers of its bands to use."""
+    """Hold one file of a date, the same open, its pixel grid, and the 1-based numbers of its bands to use.
+
+    ``zeros`` says where pixels that are 0 in all of them were not observed.
+    """
 
     path: Path
     dataset: Any
     grid: Grid
     indexes: list[int]
+    zeros: Zeros = "border"
 
     def read(self, window: Window) -> NDArray[Any]:
         """Read the bands in a window."""
@@ -67,12 +72,12 @@ class JoinedBands:
         return next(place for place, file in enumerate(self.before) if file is finest)
 
 
-def open_scene(stack: ExitStack, paths: Scene, names: Sequence[str]) -> tuple[SceneFile, ...]:
+def open_scene(stack: ExitStack, paths: Scene, names: Sequence[str], zeros: Zeros = "border") -> tuple[SceneFile, ...]:
     """Open the files of a scene, in order; names for all bands say that none of them is an alpha band."""
     datasets = [stack.enter_context(open_raster(path)) for path in paths]
     keep_alpha = len(names) == sum(dataset.count for dataset in datasets)
     return tuple(
-        SceneFile(path, dataset, grid_of(dataset), image_bands(dataset, keep_alpha=keep_alpha))
+        SceneFile(path, dataset, grid_of(dataset), image_bands(dataset, keep_alpha=keep_alpha), zeros)
         for path, dataset in zip(paths, datasets, strict=True)
     )
 
@@ -100,7 +105,7 @@ def join_bands(
 
     Args:
         before: Files of the before date.
-        after: Files of the after date.
+        after: Files of the after date; none for a single date.
         bands: Names given for the bands of a date, in file order; may be empty.
         after_bands: Names given for those of the after date where they are others; may be empty.
 
@@ -109,6 +114,8 @@ def join_bands(
         ConfigError: The names given for the bands are not as many as the bands, or repeat.
     """
     before_count, after_count = (sum(map(count_bands, date)) for date in (before, after))
+    if not after:
+        return JoinedBands(name_bands(before_count, bands, describe_bands(before)), before, (), ())
     if before_count == after_count and not after_bands:
         after_bands = bands
     before_names, after_names = find_names(before, bands), find_names(after, after_bands)

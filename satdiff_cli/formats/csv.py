@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 
+from satdiff_cli.artifacts import CLASSES_CSV
 from satdiff_cli.catalog import (
     NO_FOLD,
     TEST_FOLD,
@@ -14,6 +15,7 @@ from satdiff_cli.catalog import (
     VALIDATION_FOLD,
     Catalog,
     CatalogOptions,
+    LandClass,
     Problem,
     Scene,
     ScenePair,
@@ -36,7 +38,8 @@ from satdiff_cli.tables import (
 
 NOT_INPUTS = frozenset({"pairs.csv", "pairs_report.csv", "tiles.csv", "sample_submission.csv", "submission.csv"})
 OTHER_LAYOUT_FOLDERS = ("Images", "Images_composit")
-OPTIONAL_COLUMNS = ("pair_id", "label", "before_date", "after_date", "fold")
+OPTIONAL_COLUMNS = ("pair_id", "label", "after_label", "before_date", "after_date", "fold")
+FILE_FIELDS = ("before", "after", "label", "after_label")
 NAMED_FOLDS = (NO_FOLD, TRAIN_FOLD, VALIDATION_FOLD, TEST_FOLD)
 
 
@@ -75,6 +78,9 @@ def recognise(root: Path, options: CatalogOptions) -> bool:
 def read_catalog(root: Path, options: CatalogOptions) -> Catalog:
     """Read one pair from each row; paths are relative to the table's folder.
 
+    With a column ``after_label`` labels are land cover, that of the before scene in ``label``, and a ``classes.csv``
+    (id, name, red, green, blue) beside the table names the classes.
+
     Raises:
         CatalogError: There is no table, there are several, or it lacks the columns before and after.
     """
@@ -96,7 +102,15 @@ def read_catalog(root: Path, options: CatalogOptions) -> Catalog:
     drafts, repeated_rows = _drop_repeated(drafts, lambda pair: (pair.before, pair.after, pair.pair_id))
     drafts, repeated_ids = _drop_repeated(_tell_apart(drafts, path.parent), lambda pair: pair.pair_id)
     pairs = sorted(_set_sites(drafts, options), key=lambda pair: pair.pair_id)
-    return Catalog("csv", tuple(pairs), (*problems, *repeated_rows, *repeated_ids), read_test_ids(path.parent))
+    faults = (*problems, *repeated_rows, *repeated_ids)
+    classes = _read_classes(path.parent) if "after_label" in table.columns else ()
+    return Catalog("csv", tuple(pairs), faults, read_test_ids(path.parent), classes)
+
+
+def _read_classes(folder: Path) -> tuple[LandClass, ...]:
+    from satdiff_cli.landcover import read_class_table
+
+    return read_class_table(folder / CLASSES_CSV)
 
 
 # --- the table ---------------------------------------------------------------------------------------------------
@@ -174,7 +188,7 @@ def _read_row(table: PairTable, row: Row) -> Draft | Problem:
     for field in ("before", "after"):
         if not split_files(texts[field]):
             return Problem(source, pair_id, f"the cell {field} is empty")
-    files = {field: _place_files(table.path.parent, texts.get(field, "")) for field in ("before", "after", "label")}
+    files = {field: _place_files(table.path.parent, texts.get(field, "")) for field in FILE_FIELDS}
     problem = _check_files(texts, files)
     if problem:
         return Problem(source, *problem)
@@ -193,6 +207,7 @@ def _read_row(table: PairTable, row: Row) -> Draft | Problem:
         after_date=_parse_date(texts.get("after_date", ""), files["after"]),
         label=next(iter(files["label"]), None),
         fold=fold,
+        after_label=next(iter(files["after_label"]), None),
     )
     return Draft(pair, texts.get("site", ""))
 
@@ -207,8 +222,9 @@ def _check_files(texts: dict[str, str], files: dict[str, Scene]) -> tuple[str, s
             return texts[field], f"the cell {field} names a file twice"
     if set(files["before"]) == set(files["after"]):
         return texts["before"], "before and after are the same file"
-    if len(files["label"]) > 1:
-        return texts["label"], "a label is one file"
+    for field in ("label", "after_label"):
+        if len(files[field]) > 1:
+            return texts[field], "a label is one file"
     return None
 
 

@@ -25,16 +25,17 @@ from satdiff_cli.artifacts import (
     sync,
     write_file,
 )
-from satdiff_cli.checkpoint import CARD_NAME, find_weights, load_model, read_card, resolve_precision
+from satdiff_cli.checkpoint import CARD_NAME, ModelCard, find_weights, load_model, read_card, resolve_precision
 from satdiff_cli.cluster import connect
 from satdiff_cli.config import Engine
+from satdiff_cli.errors import ConfigError
 from satdiff_cli.inference.engine import AUTO_BATCH, InferenceConfig, Predictor, check_bands
 from satdiff_cli.inference.measuring import fit_memory
 from satdiff_cli.inference.planning import READERS, Plan, Scene, plan_out_of_fold, plan_prediction
 from satdiff_cli.inference.profiling import Profile
 from satdiff_cli.inference.scenes import SceneFolder, Task, count_task, predict_tasks
 from satdiff_cli.predictions import PredictionHeader, PredictionWriter, Target, resume_prediction
-from satdiff_cli.raster import ONE_PASS_CACHE_BYTES, Composite, bound_cache
+from satdiff_cli.raster import ONE_PASS_CACHE_BYTES, Composite, bound_cache, elevation_path
 
 __all__ = [
     "InferenceConfig",
@@ -88,7 +89,7 @@ def count_windows(scenes: Iterable[Scene], config: InferenceConfig) -> int:
 def fit_window(config: InferenceConfig, scenes: Iterable[Scene]) -> InferenceConfig:
     """Make windows no larger than the largest scene, so that small scenes of one size share batches."""
     largest = max(max(scene.grid.shape) for scene in scenes)
-    if config.window <= largest:
+    if config.window <= largest or config.border == "beyond":
         return config
     return replace(config, window=largest, overlap=min(config.overlap, largest - 1))
 
@@ -103,8 +104,9 @@ def check_scenes(scenes: Mapping[Scene, Path]) -> None:
     cards = {run: read_card(run) for run in set(scenes.values())}
 
     def check(scene: Scene) -> None:
-        with Composite(scene.composite) as composite:
-            check_bands(composite, scene.composite, cards[scenes[scene]])
+        card = cards[scenes[scene]]
+        with Composite(scene.composite, with_elevation=card.normalization.has_elevation) as composite:
+            check_bands(composite, scene.composite, card)
 
     with ThreadPoolExecutor(READERS) as pool:
         list(pool.map(check, scenes))
@@ -120,17 +122,21 @@ def run_plan(plan: Plan, config: InferenceConfig, target: Target, work: Work) ->
         The header of the prediction; its threshold is the mean over the runs' cards.
 
     Raises:
-        ConfigError: A composite does not have the bands that its run was trained on.
+        ConfigError: A composite does not have the bands that its run was trained on, or runs map other classes.
     """
     scenes = plan.scenes
     check_scenes(scenes)
     config = fit_window(config, scenes)
     used = sorted(set(scenes.values()))
+    cards = [read_card(run) for run in used]
+    check_classes(cards)
     header = PredictionHeader(
         tuple(scene.pair_id for scene in scenes),
         plan.name,
-        float(np.mean([read_card(run).threshold for run in used])),
+        float(np.mean([card.threshold for card in cards])),
         {scene.pair_id: scene.grid.as_dict() for scene in scenes},
+        cards[0].task,
+        cards[0].land_classes,
     )
     root = next(iter(scenes)).composite.parents[1]
     weights = describe_inputs((path for run in used for path in (find_weights(run), run / CARD_NAME)), root)
@@ -140,7 +146,10 @@ def run_plan(plan: Plan, config: InferenceConfig, target: Target, work: Work) ->
         "runs": weights,
         "pairs": {scene.pair_id: run.name for scene, run in scenes.items()},
     }
-    manifest = Manifest("prediction", config=asdict(config), inputs=weights)
+    seen = [scene for scene, run in scenes.items() if cards[used.index(run)].normalization.has_elevation]
+    if seen:
+        identity["elevations"] = describe_inputs((elevation_path(scene.composite) for scene in seen), root)
+    manifest = Manifest("prediction", config=asdict(config), inputs=[*weights, *identity.get("elevations", ())])
     with (
         bound_cache(ONE_PASS_CACHE_BYTES),
         connect(work.address) if work.engine == "ray" else nullcontext(),
@@ -152,6 +161,18 @@ def run_plan(plan: Plan, config: InferenceConfig, target: Target, work: Work) ->
                 predict_run(run, list(own), config=config, writer=writer, work=work, wait=wait)
             writer.inputs += map(wait, scenes)
     return header
+
+
+def check_classes(cards: Sequence[ModelCard]) -> None:
+    """Require several runs to map the same.
+
+    Raises:
+        ConfigError: They do not.
+    """
+    for card in cards[1:]:
+        if (card.task, card.land_classes) != (cards[0].task, cards[0].land_classes):
+            names = [f"{item.run} {item.task} {', '.join(item.class_names)}".strip() for item in (cards[0], card)]
+            raise ConfigError(f"the runs map other things: {names[0]}; {names[1]}", "name runs of one kind")
 
 
 def describe_computing(config: InferenceConfig, work: Work) -> dict[str, Any]:
@@ -200,7 +221,16 @@ def predict_run(
         wait: Waits until the hash of a scene's composite is kept. A scene is not finished before then, so that the
             network does not hurry ahead of what a later process can go on with.
     """
-    folder = SceneFolder(writer.folder, config, read_card(run).classes, writer.tags)
+    card = read_card(run)
+    folder = SceneFolder(
+        writer.folder,
+        config,
+        card.classes,
+        writer.tags,
+        names=writer.header.band_names,
+        groups=card.groups,
+        with_elevation=card.normalization.has_elevation,
+    )
     unfinished = [scene for scene in scenes if not writer.is_finished(scene.pair_id)]
     tasks = [task for scene in unfinished for task in folder.missing_tasks(scene)]
     left = Counter(task.scene for task in tasks)

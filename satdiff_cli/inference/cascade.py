@@ -58,6 +58,8 @@ def combine_levels(
     rows: tuple[int, int],
     shape: tuple[int, int],
     config: CascadeConfig,
+    *,
+    groups: int = 1,
 ) -> NDArray[np.float32]:
     """Mix some rows of all levels at full resolution, from the coarsest to the finest.
 
@@ -71,6 +73,7 @@ def combine_levels(
         rows: First row and the row after the last one, at full resolution.
         shape: Height and width at full resolution [px].
         config: Settings.
+        groups: Groups of classes that exclude each other, of as many classes each.
 
     Returns:
         float32 (classes, rows, W), NaN where no level knows.
@@ -81,7 +84,9 @@ def combine_levels(
         if current is None:
             current = new
             continue
-        known = harden(current) if config.is_hard else current
+        known = current
+        if config.is_hard:
+            known = np.concatenate([harden(group) for group in np.split(current, groups)])
         mixed = (config.weight * known + new) / (config.weight + 1)
         current = np.where(np.isnan(new), current, np.where(np.isnan(known), new, mixed))
     assert current is not None

@@ -6,7 +6,7 @@ import shutil
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from satdiff_cli.checkpoint import ModelCard, resolve_precision
-from satdiff_cli.config import AdaptBatchNorm, Blend, Precision, Tta
+from satdiff_cli.config import AdaptBatchNorm, Blend, Border, Precision, Tta
 from satdiff_cli.errors import ConfigError
 from satdiff_cli.inference.cascade import CascadeConfig
 from satdiff_cli.inference.profiling import Profile
@@ -50,6 +50,8 @@ class InferenceConfig:
         window: Side of a window [px].
         overlap: Pixels shared by neighbouring windows [px].
         blend: How neighbouring windows are weighed where they overlap.
+        border: Whether windows stay inside a scene, or start at every step and reach beyond its right and lower border,
+            where they see nothing.
         tta: Views that are averaged.
         batch_size: Images that go through the network at a time; 0 for as many as suit the device.
         precision: ``auto`` takes bfloat16 where the device multiplies it natively.
@@ -61,6 +63,7 @@ class InferenceConfig:
     window: int = 512
     overlap: int = 128
     blend: Blend = "hann"
+    border: Border = "inside"
     tta: Tta = "none"
     batch_size: int = 0
     precision: Precision = "auto"
@@ -70,7 +73,7 @@ class InferenceConfig:
 
     def plan(self, shape: tuple[int, int]) -> WindowPlan:
         """Plan the windows of a grid of a height and a width [px]."""
-        return WindowPlan(shape, self.window, self.overlap, self.blend)
+        return WindowPlan(shape, self.window, self.overlap, self.blend, self.border)
 
 
 @dataclass(frozen=True)
@@ -210,7 +213,9 @@ class Predictor:
             ConfigError: The composite does not have the bands that the network was trained on.
         """
         height, width = composite.grid.shape
-        for rows in self.predict([Span(composite.path, (height, width), 0, height)]):
+        for rows in self.predict(
+            [Span(composite.path, (height, width), 0, height, self.card.normalization.has_elevation)]
+        ):
             yield rows.first_row, rows.to_numpy()
 
     @torch.inference_mode()
@@ -271,7 +276,7 @@ class Predictor:
         chunk: Chunk | None = first
         for window in windows:
             strip.drop(window.row)
-            while strip.last_row < window.row + window.height:
+            while strip.last_row < min(window.row + window.height, scene.span.shape[0]):
                 chunk = chunk or self._next(chunks)
                 strip.add(chunk)
                 scene.valid.append(chunk.valid[max(0, scene.span.first_row - chunk.first_row) :])
@@ -382,9 +387,11 @@ class Predictor:
         return total / len(views)
 
     def _activate(self, images: Tensor) -> Tensor:
-        """Return the probability of images (N, T, C, H, W): of change, or of each of several classes."""
+        """Return the probability of images (N, T, C, H, W): of change, or of each of several classes, maybe by date."""
         logits = self.run(images)
-        return torch.sigmoid(logits) if self.card.classes == 1 else torch.softmax(logits, dim=1)
+        if self.card.classes == 1:
+            return torch.sigmoid(logits)
+        return torch.cat([torch.softmax(group, dim=1) for group in logits.chunk(self.card.groups, 1)], 1)
 
     def run(self, images: Tensor) -> Tensor:
         """Return logits (N, classes, H, W) of images (N, T, C, H, W); in parts if the GPU cannot hold them all."""
@@ -418,12 +425,12 @@ class Predictor:
             layer.reset_running_stats()
             layer.momentum = None  # the plain mean over all batches
             layer.train()
-        with Composite(span.composite) as composite:
+        with span.open() as composite:
             moments, statistics = self._moments(composite.statistics), composite.statistics
             seen = math.prod(span.shape) / math.prod(composite.grid.shape) * statistics.count
             images = [
                 self._normalise(moments, torch.from_numpy(pixels).float(), torch.from_numpy(valid))
-                for pixels, valid in read_spread(composite, plan, ADAPTATION_WINDOWS)
+                for pixels, valid in read_spread(composite, replace(plan, border="inside"), ADAPTATION_WINDOWS)
             ]
         for start in range(0, len(images), ADAPTATION_BATCH):
             stack = torch.stack(images[start : start + ADAPTATION_BATCH])
@@ -484,9 +491,14 @@ def check_bands(chunk: Chunk | Composite, path: Path, card: ModelCard) -> None:
         ConfigError: It has others.
     """
     expected = card.normalization.bands
-    if chunk.bands != expected or chunk.dates != card.dates:
+    if chunk.dates != card.dates:
         raise ConfigError(
-            f"{path} has {chunk.dates} dates of {', '.join(chunk.bands)}; "
+            f"{path} has {chunk.dates} date{'s' * (chunk.dates > 1)}, run {card.run} expects {card.dates}",
+            "name a run that was trained on such scenes: satdiff runs",
+        )
+    if chunk.bands != expected:
+        raise ConfigError(
+            f"{path} has {chunk.dates} date{'s' * (chunk.dates > 1)} of {', '.join(chunk.bands)}; "
             f"run {card.run} expects {card.dates} of {', '.join(expected)}",
             f"satdiff pair DATA --bands {','.join(expected)} --overwrite",
         )

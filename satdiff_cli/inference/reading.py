@@ -32,12 +32,18 @@ class Span:
         shape: Height and width that it is resampled to [px]; its own for none.
         first_row: First row that is wanted.
         last_row: Row after the last one that is wanted, which is another one.
+        with_elevation: Whether elevations are read beside the bands.
     """
 
     composite: Path
     shape: tuple[int, int]
     first_row: int
     last_row: int
+    with_elevation: bool = False
+
+    def open(self) -> Composite:
+        """Open the composite."""
+        return Composite(self.composite, with_elevation=self.with_elevation)
 
 
 @dataclass(frozen=True)
@@ -68,7 +74,7 @@ class Chunk:
 
 def plan_chunks(span: Span, windows: Sequence[Window], pixel_nbytes: int) -> list[tuple[int, int]]:
     """Cut the rows that windows see into blocks to read; they end where the file's own blocks end."""
-    first, last = windows[0].row, windows[-1].row + windows[-1].height
+    first, last = windows[0].row, min(windows[-1].row + windows[-1].height, span.shape[0])
     blocks = max(1, CHUNK_BYTES // max(1, span.shape[1] * pixel_nbytes * BLOCK_PX))
     step = blocks * BLOCK_PX
     starts = [first, *range((first // step + 1) * step, last, step)]
@@ -77,7 +83,7 @@ def plan_chunks(span: Span, windows: Sequence[Window], pixel_nbytes: int) -> lis
 
 def read_chunk(span: Span, rows: tuple[int, int], *, pin: bool, profile: Profile) -> Chunk:
     """Read some rows of a composite; ``pin`` puts them where a GPU can fetch them by itself."""
-    with profile.measure("read"), Composite(span.composite) as composite:
+    with profile.measure("read"), span.open() as composite:
         pixels, valid = composite.read_at(Window(rows[0], 0, rows[1] - rows[0], span.shape[1]), span.shape)
         tensor = torch.from_numpy(pixels)
         return Chunk(
@@ -136,11 +142,17 @@ class Strip:
         return any(bool(chunk.valid[rows, cols].any()) for (chunk, _, _), rows, _ in self._overlaps(window))
 
     def cut(self, window: Window, pixels: Tensor, valid: Tensor) -> None:
-        """Copy a window to ``pixels`` (T * bands, h, w) float32, and which pixels are valid to ``valid`` (h, w)."""
+        """Copy a window to ``pixels`` (T * bands, h, w) float32, and which pixels are valid to ``valid`` (h, w).
+
+        What lies beyond the composite is not valid, and its pixels stay as they are.
+        """
         cols = slice(window.col, window.col + window.width)
+        valid.fill_(False)
         for (_, part, mask), rows, inside in self._overlaps(window):
-            pixels[:, inside].copy_(part[:, rows, cols])
-            valid[inside].copy_(mask[rows, cols])
+            known = mask[rows, cols]
+            width = known.shape[1]
+            pixels[:, inside, :width].copy_(part[:, rows, cols])
+            valid[inside, :width].copy_(known)
 
     def _overlaps(self, window: Window) -> Iterator[tuple[tuple[Chunk, Tensor, Tensor], slice, slice]]:
         """Yield the parts that a window sees, with its rows counted in the part and in the window."""

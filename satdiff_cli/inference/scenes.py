@@ -48,12 +48,18 @@ class SceneFolder:
         config: Settings.
         classes: Classes of the network.
         tags: Facts to keep in each file.
+        names: Names of the bands of each file.
+        groups: Groups of classes that exclude each other.
+        with_elevation: Whether the network sees elevations.
     """
 
     folder: Path
     config: InferenceConfig
     classes: int
     tags: Mapping[str, str] = field(default_factory=dict)
+    names: Sequence[str] = ()
+    groups: int = 1
+    with_elevation: bool = False
 
     def levels(self, scene: Scene) -> list[tuple[int, tuple[int, int]]]:
         """List level and shape of all rasters that the network predicts for a scene, the coarsest first."""
@@ -73,7 +79,9 @@ class SceneFolder:
         return [
             part
             for level, shape in self.levels(scene)
-            for part in self.missing_of(Task(scene, level, Span(scene.composite, shape, 0, shape[0])))
+            for part in self.missing_of(
+                Task(scene, level, Span(scene.composite, shape, 0, shape[0], self.with_elevation))
+            )
         ]
 
     def missing_of(self, task: Task) -> list[Task]:
@@ -89,7 +97,7 @@ class SceneFolder:
         path = self.folder / f"{scene.pair_id}.tif"
         if path.is_file():  # by a worker that was lost before it could say so
             return
-        with ProbabilityWriter(path, scene.grid, classes=self.classes, tags=self.tags) as output:
+        with ProbabilityWriter(path, scene.grid, classes=self.classes, names=self.names, tags=self.tags) as output:
             if self.config.cascade:
                 self._mix_levels(scene, output, self.config.cascade)
         if self.config.cascade:
@@ -103,7 +111,7 @@ class SceneFolder:
             for first, last in output.missing():
                 for row in range(first, last, step):
                     rows = (row, min(row + step, last))
-                    mixed = combine_levels(readers, rows, scene.grid.shape, cascade)
+                    mixed = combine_levels(readers, rows, scene.grid.shape, cascade, groups=self.groups)
                     valid = composite.read_valid(Window(row, 0, rows[1] - row, scene.grid.width))
                     output.write_rows(row, np.where(valid, mixed, np.float32(np.nan)))
 

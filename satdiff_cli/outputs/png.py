@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from satdiff_cli import pictures, raster
-from satdiff_cli.errors import ArtifactError
+from satdiff_cli.errors import ArtifactError, ConfigError
 from satdiff_cli.pairing import Pair, read_pairs
 from satdiff_cli.pictures import CHANGE, NO_DATA, Colour, Picture, Swatch, plain_swatch
 from satdiff_cli.predictions import ExportOptions, PredictionReader
@@ -23,7 +23,10 @@ def write(prediction: PredictionReader, out: Path, options: ExportOptions) -> li
 
     Raises:
         ArtifactError: The composite of a pair is not in the project folder.
+        ConfigError: The prediction maps land cover.
     """
+    if prediction.header.classes:
+        raise ConfigError("png shows change, the prediction maps land cover", "satdiff export --as colour")
     pairs = {pair.pair_id: pair for pair in read_pairs(options.data)}
     written = []
     for pair_id in prediction.header.pair_ids:

@@ -4,6 +4,8 @@ from satdiff_cli.radiometry.alteration import Alteration, fit_alteration, iterat
 from satdiff_cli.radiometry.relative import BandCurve, RelativeNormalization, fit_relative
 from satdiff_cli.radiometry.scenes import (
     DEFAULT_BANDS,
+    ELEVATION,
+    ELEVATION_UNIT_M,
     GREY,
     GREY_WEIGHTS,
     Normalization,
@@ -19,6 +21,8 @@ from satdiff_cli.radiometry.scenes import (
 
 __all__ = [
     "DEFAULT_BANDS",
+    "ELEVATION",
+    "ELEVATION_UNIT_M",
     "GREY",
     "GREY_WEIGHTS",
     "Alteration",

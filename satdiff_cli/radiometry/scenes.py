@@ -13,6 +13,8 @@ from satdiff_cli.errors import ConfigError
 
 GREY_WEIGHTS = {"red": 0.299, "green": 0.587, "blue": 0.114}  # ITU-R BT.601
 GREY = "grey"
+ELEVATION = "elevation"  # a band that is no light: metres above the scene's mean
+ELEVATION_UNIT_M = 10.0  # what a channel of it counts in, whatever the kind of normalisation
 DEFAULT_BANDS = {
     1: ("grey",),
     3: ("red", "green", "blue"),
@@ -111,6 +113,11 @@ class Normalization:
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
 
+    @property
+    def has_elevation(self) -> bool:
+        """Whether heights of the surface stand beside the bands."""
+        return ELEVATION in self.bands
+
     def mixing_matrix(self) -> NDArray[np.float64]:
         """Return the matrix (channels, bands) that makes the model's channels of a date's bands.
 
@@ -121,14 +128,16 @@ class Normalization:
 
     def date_moments(self, statistics: SceneStatistics, date: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Return offset and scale of each channel of one date (0 before, 1 after), each (channels,)."""
+        is_light = np.array([channel != ELEVATION for channel in self.channels])
         if self.kind == "fixed":
             return np.array(self.mean), np.array(self.std)
         mean, variance = channel_moments(self, statistics, date)
         if self.kind == "scene":
-            pooled = mean.mean()
-            variance = np.full_like(mean, (variance + mean**2).mean() - pooled**2)
+            pooled = mean[is_light].mean()
+            variance = np.full_like(mean, (variance + mean**2)[is_light].mean() - pooled**2)
             mean = np.full_like(mean, pooled)
-        return mean, np.sqrt(np.maximum(variance, 0) + _VARIANCE_FLOOR)
+        scale = np.sqrt(np.maximum(variance, 0) + _VARIANCE_FLOOR)
+        return np.where(is_light, mean, 0.0), np.where(is_light, scale, ELEVATION_UNIT_M)
 
     def apply(self, pixels: NDArray[Any], valid: NDArray[np.bool_], statistics: SceneStatistics) -> NDArray[np.float32]:
         """Normalise the pixels of a composite.

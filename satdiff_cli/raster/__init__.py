@@ -3,6 +3,7 @@
 from satdiff_cli.raster.composites import (
     STATISTICS_TAG,
     Composite,
+    elevation_path,
     write_statistics,
 )
 from satdiff_cli.raster.describing import (
@@ -23,10 +24,13 @@ from satdiff_cli.raster.files import (
     naming,
     open_raster,
     read_band,
+    read_bands,
     read_date_tag,
     read_footprint,
     read_grid,
+    read_palette,
     write_band,
+    write_class_map,
     write_scene,
 )
 from satdiff_cli.raster.grids import (
@@ -89,6 +93,7 @@ __all__ = [
     "create_raster",
     "describe_raster",
     "displace_mask",
+    "elevation_path",
     "gdal_name",
     "geographic_bounds",
     "grid_of",
@@ -106,9 +111,11 @@ __all__ = [
     "open_warped",
     "pixel_size_ratio",
     "read_band",
+    "read_bands",
     "read_date_tag",
     "read_footprint",
     "read_grid",
+    "read_palette",
     "read_probability",
     "read_shrunk_change",
     "read_valid_mask",
@@ -119,6 +126,7 @@ __all__ = [
     "warp_mask",
     "wkt_of_epsg",
     "write_band",
+    "write_class_map",
     "write_probability_cog",
     "write_scene",
     "write_statistics",

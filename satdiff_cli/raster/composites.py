@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from rasterio.errors import RasterioError
 from rasterio.windows import Window as RasterioWindow
 
+from satdiff_cli.artifacts import ELEVATIONS_DIR
 from satdiff_cli.errors import RasterError
-from satdiff_cli.radiometry import SceneStatistics
+from satdiff_cli.radiometry import ELEVATION, SceneStatistics
 from satdiff_cli.raster.files import BLOCK_PX, open_raster
 from satdiff_cli.raster.grids import grid_of, to_rasterio
 from satdiff_cli.windows import Window
@@ -35,12 +36,18 @@ def write_statistics(target: Any, statistics: SceneStatistics, *, valid_percent:
         )
 
 
+def elevation_path(composite: Path) -> Path:
+    """Say where the heights that belong to a composite lie."""
+    return composite.parent / ELEVATIONS_DIR / composite.name
+
+
 class Composite:
     """Read windows of a composite.
 
     Args:
         path: The composite's file.
         num_threads: Threads that decode the blocks of one read.
+        with_elevation: Add the heights of the surface as a last band: metres above their mean, 0 where not measured.
 
     Attributes:
         grid: Its grid.
@@ -50,10 +57,10 @@ class Composite:
         pixel_nbytes: Bytes of a pixel over all dates and bands.
 
     Raises:
-        RasterError: The file is missing or was not written by ``satdiff pair``.
+        RasterError: The file is missing or was not written by ``satdiff pair``, or there are no heights.
     """
 
-    def __init__(self, path: Path, *, num_threads: int = 1) -> None:
+    def __init__(self, path: Path, *, num_threads: int = 1, with_elevation: bool = False) -> None:
         self.path = path
         self._stack = ExitStack()
         try:
@@ -72,6 +79,9 @@ class Composite:
         self.bands = tuple(name.removeprefix("before_") for name in described if name.startswith("before_"))
         self.dates = len(described) // len(self.bands)
         self.pixel_nbytes = sum(np.dtype(dtype).itemsize for dtype in self._dataset.dtypes)
+        self._heights: Any = None
+        if with_elevation:
+            self._add_elevation()
 
     def __enter__(self) -> Self:
         return self
@@ -79,10 +89,35 @@ class Composite:
     def __exit__(self, *_: object) -> None:
         self._stack.close()
 
+    def _add_elevation(self) -> None:
+        path = elevation_path(self.path)
+        if self.dates != 1 or not path.is_file():
+            self._stack.close()
+            raise RasterError(
+                f"{self.path} has no elevation at {path}",
+                "pair scenes with elevations, or train without: --elevation target",
+            )
+        self._heights = self._stack.enter_context(open_raster(path))
+        self._mean_height = float(self._heights.tags(1)["STATISTICS_MEAN"])
+        self.bands = (*self.bands, ELEVATION)
+        count, mean, covariance = self.statistics.count, self.statistics.mean, np.array(self.statistics.covariance)
+        wider = np.pad(covariance, (0, 1)).tolist()
+        self.statistics = SceneStatistics(count, (*mean, 0.0), tuple(map(tuple, wider)))
+        self.pixel_nbytes = 4 * len(self.bands)
+
+    def _read(self, **options: Any) -> NDArray[Any]:
+        """Read pixels, with the heights behind them."""
+        pixels: NDArray[Any] = self._dataset.read(**options)
+        if self._heights is None:
+            return pixels
+        shape = {name: value[1:] if name == "out_shape" else value for name, value in options.items()}
+        heights = self._heights.read(1, **shape) - np.float32(self._mean_height)
+        return np.concatenate([pixels.astype(np.float32), np.nan_to_num(heights)[None]])
+
     def read(self, window: Window) -> NDArray[Any]:
         """Read pixels (T * bands, h, w) in the source's dtype."""
         with self._naming_file():
-            return self._dataset.read(window=to_rasterio(window))
+            return self._read(window=to_rasterio(window))
 
     def read_valid(self, window: Window) -> NDArray[np.bool_]:
         """Read which pixels are valid on every date, (h, w)."""
@@ -104,7 +139,8 @@ class Composite:
         """
         if shape == self.grid.shape:
             return self.read(window), self.read_valid(window)
-        pixels = np.empty((self._dataset.count, window.height, window.width), self._dataset.dtypes[0])
+        dtype = self._dataset.dtypes[0] if self._heights is None else "float32"
+        pixels = np.empty((self.dates * len(self.bands), window.height, window.width), dtype)
         valid = np.empty((window.height, window.width), bool)
         for tile in self._tiles(window, shape):
             tile_pixels, tile_valid = self._read_mean(tile, shape)
@@ -141,7 +177,7 @@ class Composite:
         source = RasterioWindow(col, row, width, height)
         size, average = (window.height, window.width), rasterio.enums.Resampling.average
         with self._naming_file():
-            pixels = self._dataset.read(window=source, out_shape=(self._dataset.count, *size), resampling=average)
+            pixels = self._read(window=source, out_shape=(self._dataset.count, *size), resampling=average)
             share = self._dataset.dataset_mask(window=source, out_shape=size, resampling=average)
         return pixels, share >= 128
 

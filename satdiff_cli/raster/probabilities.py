@@ -120,7 +120,8 @@ class ProbabilityWriter:
     Args:
         path: The GeoTIFF to write.
         grid: Its grid.
-        classes: Number of bands.
+        classes: Number of bands, where they have no names.
+        names: Names of the bands.
         tags: Facts to keep in the file.
 
     Raises:
@@ -128,12 +129,21 @@ class ProbabilityWriter:
         ValueError: When the block ends, rows were never written.
     """
 
-    def __init__(self, path: Path, grid: Grid, *, classes: int = 1, tags: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        grid: Grid,
+        *,
+        classes: int = 1,
+        names: Sequence[str] = (),
+        tags: Mapping[str, str] | None = None,
+    ) -> None:
         self.path = path
         self.grid = grid
         self._tags = tags or {}
-        self._names = ["probability of change"] if classes == 1 else [f"class {index}" for index in range(classes)]
-        self._store = RowStore(path.with_name(f".{path.stem}.rows"), (classes, *grid.shape))
+        unnamed = ["probability of change"] if classes == 1 else [f"class {index}" for index in range(classes)]
+        self._names = names or unnamed
+        self._store = RowStore(path.with_name(f".{path.stem}.rows"), (len(self._names), *grid.shape))
 
     def __enter__(self) -> Self:
         return self

@@ -10,7 +10,7 @@ from rasterio.enums import ColorInterp, MaskFlags
 from rasterio.vrt import WarpedVRT
 from scipy import ndimage
 
-from satdiff_cli.config import Resampling
+from satdiff_cli.config import Resampling, Zeros
 from satdiff_cli.raster.grids import Grid, iterate_strips, to_rasterio
 
 # Coordinates within a picture, to warp between grids that lie nowhere on Earth.
@@ -41,11 +41,16 @@ def colour_names(dataset: Any, bands: Sequence[int]) -> list[str]:
     return [meaning.name if meaning in colours else "" for meaning in meanings]
 
 
-def read_valid_mask(dataset: Any, bands: Sequence[int]) -> NDArray[np.bool_]:
+def read_valid_mask(dataset: Any, bands: Sequence[int], zeros: Zeros = "border") -> NDArray[np.bool_]:
     """Find the pixels that the given bands observed.
 
     The file's own nodata value, mask or alpha band decides. Without one, pixels that are 0 in every band and connected
     to the scene's border are not valid. Pixels with NaN or infinity in a band never are.
+
+    Args:
+        dataset: The file, open.
+        bands: 1-based numbers of the bands.
+        zeros: Where pixels that are 0 in every band are not valid.
 
     Returns:
         bool (H, W).
@@ -53,7 +58,8 @@ def read_valid_mask(dataset: Any, bands: Sequence[int]) -> NDArray[np.bool_]:
     valid = np.ones(dataset.shape, dtype=bool)
     is_alpha_a_band = any(dataset.colorinterp[band - 1] == ColorInterp.alpha for band in bands)
     has_own_mask = is_masked(dataset) and not is_alpha_a_band
-    zero = np.zeros((0, 0) if has_own_mask else dataset.shape, dtype=bool)
+    looks_at_zero = zeros == "anywhere" or (zeros == "border" and not has_own_mask)
+    zero = np.zeros(dataset.shape if looks_at_zero else (0, 0), dtype=bool)
     for strip in iterate_strips(*dataset.shape):
         pixels = dataset.read(list(bands), window=to_rasterio(strip))
         if np.issubdtype(pixels.dtype, np.floating):
@@ -61,9 +67,11 @@ def read_valid_mask(dataset: Any, bands: Sequence[int]) -> NDArray[np.bool_]:
         if has_own_mask:
             # Not dataset_mask(), in which the bands of the other date would vouch for these.
             valid[strip.slices] &= (dataset.read_masks(list(bands), window=to_rasterio(strip)) > 0).any(axis=0)
-        else:
+        if looks_at_zero:
             zero[strip.slices] = (pixels == 0).all(axis=0)
-    return valid if has_own_mask else valid & ~touching_border(zero)
+    if not looks_at_zero:
+        return valid
+    return valid & ~(zero if zeros == "anywhere" else touching_border(zero))
 
 
 def touching_border(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:

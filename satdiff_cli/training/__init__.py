@@ -22,13 +22,14 @@ from satdiff_cli.config import NumberFormat
 from satdiff_cli.errors import ConfigError, SatdiffError
 from satdiff_cli.experiment import Job
 from satdiff_cli.inference import InferenceConfig, Predictor
-from satdiff_cli.metrics import ThresholdCurve
+from satdiff_cli.metrics import ClassConfusion, ThresholdCurve
 from satdiff_cli.plugins import load_plugin
 from satdiff_cli.pretrained import InitReport, PretrainedReport, init_network, load_encoder_weights
+from satdiff_cli.probability import LABEL_IGNORE, find_classes
 from satdiff_cli.samples import CropDataset, EpochSampler, SampleConfig, SceneCache, TileDataset
 from satdiff_cli.training.loggers import make_logger
 from satdiff_cli.training.memory import find_batch_size
-from satdiff_cli.training.module import ChangeModule, score_curve
+from satdiff_cli.training.module import ChangeModule, Target, score_classes, score_curve
 from satdiff_cli.training.recording import (
     CheckpointFile,
     Progress,
@@ -109,7 +110,7 @@ def run_epochs(job: Job, report: Callable[[Progress], None], done: int) -> Train
         start = start_run(job, model)
         train, validation = make_loaders(job, done, (trainer.global_rank, trainer.world_size))
         trainer.fit(
-            ChangeModule(model, job.config, job.steps, pos_weight=job.pos_weight, on_gpu=device.type == "cuda"),
+            ChangeModule(model, job.config, job.steps, target=make_target(job), on_gpu=device.type == "cuda"),
             train,
             validation,
             ckpt_path=job.folder / checkpoint.LAST_NAME if job.resume else None,
@@ -128,6 +129,13 @@ def run_epochs(job: Job, report: Callable[[Progress], None], done: int) -> Train
     return summarize(job, len(writer.history), start, precision)
 
 
+def make_target(job: Job) -> Target:
+    """Say what the network is trained to tell."""
+    if job.card.task == "change":
+        return Target(job.pos_weight)
+    return Target(class_names=job.card.class_names, class_weights=job.class_weights)
+
+
 def summarize(job: Job, epochs: int, start: Start, precision: str) -> TrainingSummary:
     """Report a finished training of so many epochs."""
     card = checkpoint.read_card(job.folder)
@@ -138,14 +146,25 @@ def judge_as_predicted(job: Job, device: torch.device) -> None:
     """Score a run that adapts to each scene on whole validation scenes, as it predicts them; keep that in its card."""
     model, card = checkpoint.load_model(job.folder)
     predictor = Predictor(model, card, InferenceConfig(), device)
-    curve = ThresholdCurve()
+    curve, confusion = ThresholdCurve(), ClassConfusion.empty(len(card.class_names))
     for pair in job.split.pairs_of(job.split.validation_tiles):
         assert pair.label is not None
-        label = raster.read_band(pair.label)
-        with raster.Composite(pair.composite) as composite:
+        label = raster.read_bands(pair.label)
+        with raster.Composite(pair.composite, with_elevation=card.normalization.has_elevation) as composite:
             for first_row, rows in predictor.predict_rows(composite):
-                curve.add(rows[0], label[first_row : first_row + rows.shape[1]])
-    row = {"epoch": card.epoch, **score_curve(curve, job.config.threshold)}
+                own = label[:, first_row : first_row + rows.shape[1]]
+                if card.task == "change":
+                    curve.add(rows[0], own[0])
+                    continue
+                found = find_classes(rows, card.groups)
+                known = found != LABEL_IGNORE
+                confusion += ClassConfusion.count(found[known], own[known], len(card.class_names))
+    scores = (
+        score_curve(curve, job.config.threshold)
+        if card.task == "change"
+        else score_classes(confusion, card.class_names)
+    )
+    row = {"epoch": card.epoch, **scores}
     checkpoint.write_card(job.folder, describe_epoch(job, row))
 
 
@@ -189,7 +208,7 @@ def make_loaders(job: Job, epoch: int = 0, share: tuple[int, int] = (0, 1)) -> t
     )
     samples = SampleConfig(normalization, config.crop, config.change_share, augmentation, config.seed)
     used = split.pairs_of([*split.train_tiles, *split.validation_tiles])
-    cache = SceneCache(used, machine.cache_gb)
+    cache = SceneCache(used, machine.cache_gb, elevation=job.elevation)
     if machine.workers:
         cache.fill(used)
     crops = CropDataset(split.train_tiles, split.pairs, cache, samples)
@@ -241,15 +260,16 @@ def suggest_batch_size(job: Job, device: torch.device) -> ConfigError:
     machine = job.machine
     precision = checkpoint.resolve_precision(machine.precision, device, is_training=True)
     half = torch.float16 if precision == "fp16" else torch.bfloat16
-    module = ChangeModule(checkpoint.build_model(job.card), job.config, job.steps, on_gpu=True).to(device)
+    model = checkpoint.build_model(job.card)
+    module = ChangeModule(model, job.config, job.steps, target=make_target(job), on_gpu=True).to(device)
     module.configure_optimizers()
-    channels = len(job.card.normalization.channels)
+    card, crop = job.card, job.config.crop
 
     def step(size: int) -> None:
-        dates = torch.zeros((2, size, channels, job.config.crop, job.config.crop), device=device)
+        dates = torch.zeros((card.dates, size, len(card.normalization.channels), crop, crop), device=device)
         with torch.autocast(device.type, half, enabled=precision != "fp32"):
-            logits = module.model(*dates)
-        module.loss(logits.float(), torch.zeros_like(logits, dtype=torch.float32)).backward()
+            logits = module.model(*dates)[:, : card.classes]
+        module.loss(logits.float(), torch.zeros((size, card.groups, crop, crop), device=device)).backward()
 
     failed = job.config.batch_size // machine.processes
     found = find_batch_size(step, failed)

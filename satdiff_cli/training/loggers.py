@@ -14,6 +14,7 @@ from torch import Tensor
 
 from satdiff_cli.config import LoggerKind
 from satdiff_cli.errors import ConfigError
+from satdiff_cli.samples import DATES
 
 _DARKEST, _BRIGHTEST = -2.0, 3.0  # standard deviations that black and white stand for
 _PICTURE = "validation: before, after, label, probability"
@@ -75,14 +76,16 @@ def draw_samples(preview: Mapping[str, Tensor]) -> NDArray[np.uint8]:
     """Draw samples one below the other: before, after, label and probability side by side.
 
     Args:
-        preview: ``before`` and ``after`` (N, C, H, W) normalised, ``label`` and ``probability`` (N, 1, H, W).
+        preview: ``before`` and, if there is one, ``after`` (N, C, H, W) normalised, ``label`` and ``probability``
+            (N, 1 or T, H, W).
 
     Returns:
-        uint8 (N * H, 4 * W, 3).
+        uint8 (N * H, 4 * W, 3); one W less without an after.
     """
-    dates = [draw_date(preview[date].float().numpy()) for date in ("before", "after")]
-    label = preview["label"].numpy()
-    maps = [np.where(label == 255, 0.5, label), preview["probability"].float().numpy()]
+    dates = [draw_date(preview[date].float().numpy()) for date in DATES if date in preview]
+    label = preview["label"].numpy()[:, :1]
+    grey = label / max(1, label[label != 255].max(initial=1))  # ids of classes from black to white
+    maps = [np.where(label == 255, 0.5, grey), preview["probability"].float().numpy()[:, :1]]
     columns = [*dates, *(np.repeat(one, 3, axis=1) for one in maps)]
     picture = np.concatenate([np.concatenate(list(column), axis=1) for column in columns], axis=2)
     return (255 * np.clip(picture.transpose(1, 2, 0), 0, 1)).astype(np.uint8)

@@ -25,12 +25,13 @@ class MemoryEstimate:
 
 
 def estimate_memory(
-    build: Callable[[], nn.Module], *, channels: int, crop: int, batch_size: int, optimizer: str
+    build: Callable[[], nn.Module], *, dates: int = 2, channels: int, crop: int, batch_size: int, optimizer: str
 ) -> MemoryEstimate:
     """Estimate the memory of a training in float32 by running the network on shapes alone.
 
     Args:
         build: Builds the network.
+        dates: Dates that it takes.
         channels: Channels of a date.
         crop: Side of a crop [px].
         batch_size: Crops on this device.
@@ -51,7 +52,7 @@ def estimate_memory(
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
-        model(image, image)
+        model(*[image] * dates)
     activations = sum(sizes.values()) // 2 * batch_size
     return MemoryEstimate(parameters, parameters * _FLOAT_BYTES * (2 + _STATES[optimizer]), activations)
 

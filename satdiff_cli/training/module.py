@@ -2,16 +2,21 @@
 
 import functools
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Self
 
 import lightning
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from satdiff_cli.config import TrainConfig
-from satdiff_cli.losses import build_loss
-from satdiff_cli.metrics import ThresholdCurve
+from satdiff_cli.losses import Tversky, build_class_loss, build_loss, measure_heights
+from satdiff_cli.metrics import ClassConfusion, ThresholdCurve
+from satdiff_cli.samples import DATES
 from satdiff_cli.training.optimisation import make_optimizer, make_schedule
 
 SCORES = ("iou", "f1", "precision", "recall")
@@ -19,19 +24,44 @@ _EPOCH_SEEDS = 1_000_003  # a prime far above any number of processes
 _PREVIEWED = 4
 
 
+@dataclass(frozen=True)
+class Target:
+    """Say what a network is trained to tell.
+
+    Attributes:
+        pos_weight: Weight of changed pixels in pixel-wise losses.
+        class_names: Classes of land cover; none for change.
+        class_weights: Weight of each in pixel-wise losses, or a single one for all.
+    """
+
+    pos_weight: float = 1.0
+    class_names: Sequence[str] = ()
+    class_weights: Sequence[float] = (1.0,)
+
+    def build_loss(self, config: TrainConfig) -> nn.Module:
+        """Build the loss that the settings name."""
+        tversky = Tversky(config.tversky_alpha, config.tversky_beta, config.tversky_gamma)
+        smoothing = config.label_smoothing
+        if not self.class_names:
+            return build_loss(config.loss, label_smoothing=smoothing, pos_weight=self.pos_weight, tversky=tversky)
+        return build_class_loss(
+            config.loss, label_smoothing=smoothing, class_weights=self.class_weights, tversky=tversky
+        )
+
+
 class ChangeModule(lightning.LightningModule):
-    """Train a change network on valid pixels; validate its averaged weights, if there are any, at every threshold.
+    """Train a network on valid pixels; validate its averaged weights, if there are any, at every threshold.
 
     Args:
         model: The network.
         config: Settings.
         steps: Steps in an epoch.
-        pos_weight: Weight of changed pixels in pixel-wise losses.
+        target: What it is trained to tell.
         on_gpu: Whether it will be trained on a GPU.
     """
 
     def __init__(
-        self, model: nn.Module, config: TrainConfig, steps: int, *, pos_weight: float = 1.0, on_gpu: bool = False
+        self, model: nn.Module, config: TrainConfig, steps: int, *, target: Target | None = None, on_gpu: bool = False
     ) -> None:
         super().__init__()
         self.model = model.to(memory_format=torch.channels_last)
@@ -40,8 +70,10 @@ class ChangeModule(lightning.LightningModule):
         self.averaged = average_weights(self.model, config.ema) if config.ema else None
         self.config = config
         self.steps = steps
-        self.loss = build_loss(config.loss, label_smoothing=config.label_smoothing, pos_weight=pos_weight)
+        self.target = target or Target()
+        self.loss = self.target.build_loss(config)
         self.curve = ThresholdCurve()
+        self.confusion = ClassConfusion.empty(len(self.target.class_names))
         self.losses: list[float] = []
         self.preview: dict[str, Tensor] = {}
 
@@ -53,19 +85,52 @@ class ChangeModule(lightning.LightningModule):
     def forward(self, batch: dict[str, Tensor]) -> Tensor:
         """Return float32 logits of a batch."""
         # Depthwise and small convolutions run up to 2.5 times faster with channels last.
-        dates = (batch[date].contiguous(memory_format=torch.channels_last) for date in ("before", "after"))
+        dates = (batch[date].contiguous(memory_format=torch.channels_last) for date in DATES if date in batch)
         logits: Tensor = (self.model if self.training else self.network)(*dates)
         return logits.float()
 
     def training_step(self, batch: dict[str, Tensor], _: int) -> Tensor:
         """Return the loss of one batch; with several processes that of all their samples together."""
-        logits, label = self(batch), batch["label"]
-        if self.trainer.world_size > 1:  # losses over a batch, such as Dice, are no mean over its parts
-            logits = self._gather(logits)
-            label = self._gather(label)
-        loss: Tensor = self.loss(logits, label.float())
+        if self.config.adversarial == "none":
+            loss = self.measure(self(batch), batch)
+        else:
+            loss, changed = self.attack(batch)
+            loss = (loss + self.measure(self(changed), batch)) / 2
         self.losses.append(float(loss.detach()))
         return loss
+
+    def measure(self, outputs: Tensor, batch: dict[str, Tensor]) -> Tensor:
+        """Return the loss of a batch's outputs: logits, in training followed by heights where these are learnt."""
+        names = [name for name in ("label", "elevation") if name in batch]
+        known = {name: batch[name] for name in names}
+        if self._trainer is not None and self.trainer.world_size > 1:
+            # Losses over a batch, such as Dice, are no mean over its parts.
+            outputs = self._gather(outputs)
+            known = {name: self._gather(tensor) for name, tensor in known.items()}
+        if "elevation" not in known:
+            loss: Tensor = self.loss(outputs, known["label"].float())
+            return loss
+        loss = self.loss(outputs[:, :-1], known["label"].float())
+        return loss + self.config.elevation_alpha * measure_heights(outputs[:, -1:], known["elevation"])
+
+    def attack(self, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Change the images of a batch so that the loss rises: by epsilon along the sign of its gradient.
+
+        Fast gradient sign method, Goodfellow et al. 2015, arXiv:1412.6572. Pixels that are not valid, 0 in every
+        channel, stay as they are.
+
+        Returns:
+            The loss of the batch as it is, and the changed batch.
+        """
+        dates = [date for date in DATES if date in batch]
+        images = [batch[date].detach().requires_grad_() for date in dates]
+        loss = self.measure(self({**batch, **dict(zip(dates, images, strict=True))}), batch)
+        gradients = torch.autograd.grad(loss, images, retain_graph=True)
+        changed = {
+            date: (image + self.config.epsilon * gradient.sign() * (image != 0).any(1, keepdim=True)).detach()
+            for date, image, gradient in zip(dates, images, gradients, strict=True)
+        }
+        return loss, {**batch, **changed}
 
     def _gather(self, tensor: Tensor) -> Tensor:
         """Join the tensors (n, …) of all processes in their order; gradients find their way back."""
@@ -110,22 +175,37 @@ class ChangeModule(lightning.LightningModule):
     def on_validation_epoch_start(self) -> None:
         """Start to count anew."""
         self.curve = ThresholdCurve()
+        self.confusion = ClassConfusion.empty(len(self.target.class_names))
 
     def validation_step(self, batch: dict[str, Tensor], index: int) -> None:
-        """Count the probabilities of one batch against its labels."""
-        probability = torch.sigmoid(self(batch))
-        self.curve.add(probability.cpu().numpy(), batch["label"].cpu().numpy())
+        """Count the probabilities of one batch, or its most probable classes, against its labels."""
+        logits, label = self(batch), batch["label"].cpu().numpy()
+        if self.target.class_names:
+            by_date = torch.stack(logits.chunk(label.shape[1], 1), 1)
+            found = by_date.argmax(2).to(torch.uint8).cpu().numpy()
+            self.confusion += ClassConfusion.count(found, label, len(self.target.class_names))
+            probability = torch.softmax(by_date, 2).amax(2)
+        else:
+            probability = torch.sigmoid(logits)
+            self.curve.add(probability.cpu().numpy(), label)
         if index == 0:
             shown = {**batch, "probability": probability}
             self.preview = {name: tensor[:_PREVIEWED].cpu() for name, tensor in shown.items()}
 
     def on_validation_epoch_end(self) -> None:
         """Count over all processes."""
-        counts = torch.from_numpy(self.curve.histograms).to(self.device)
-        self.curve = ThresholdCurve(self.trainer.strategy.reduce(counts, reduce_op="sum").cpu().numpy())
+        self.curve = ThresholdCurve(self._add_up(self.curve.histograms))
+        self.confusion = ClassConfusion(self._add_up(self.confusion.counts))
+
+    def _add_up(self, counts: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Add the counts of all processes."""
+        tensor = torch.from_numpy(counts).to(self.device)
+        return self.trainer.strategy.reduce(tensor, reduce_op="sum").cpu().numpy()
 
     def scores(self) -> dict[str, float]:
-        """Return the validation scores with their threshold."""
+        """Return the validation scores, with their threshold or those of each class."""
+        if self.target.class_names:
+            return score_classes(self.confusion, self.target.class_names)
         return score_curve(self.curve, self.config.threshold)
 
     def configure_optimizers(self) -> Any:
@@ -147,6 +227,17 @@ def score_curve(curve: ThresholdCurve, threshold: float) -> dict[str, float]:
     confusion = curve.confusion_at(threshold).as_dict()
     scores = {name: 0.0 if math.isnan(confusion[name]) else confusion[name] for name in SCORES}
     return scores | {"threshold": threshold}
+
+
+def score_classes(confusion: ClassConfusion, names: Sequence[str]) -> dict[str, float]:
+    """Return mean IoU, weighted F1, precision and recall, and F1 of each class; all are NaN where nothing was counted.
+
+    There is no threshold.
+    """
+    summary = confusion.summarize()
+    own = confusion.f1 if confusion.counts.any() else np.full(len(names), math.nan)
+    by_class = {f"f1_{name}": float(score) for name, score in zip(names, own, strict=True)}
+    return {**{name: summary[name] for name in SCORES}, "threshold": math.nan, **by_class}
 
 
 def average_weights(model: nn.Module, decay: float) -> AveragedModel:

@@ -21,9 +21,8 @@ from satdiff_cli.config import TrainConfig
 from satdiff_cli.errors import ArtifactError, ConfigError
 from satdiff_cli.experiment import Job
 from satdiff_cli.training.loggers import log_epoch
-from satdiff_cli.training.module import SCORES
 
-HISTORY_COLUMNS = ("epoch", "loss", *SCORES, "threshold", "lr", "seconds")
+NO_SCORES = ("epoch", "loss", "threshold", "lr", "seconds")  # columns of the history that are no scores
 DEFAULT_THRESHOLD = 0.5  # where no pixel was validated
 
 
@@ -42,8 +41,8 @@ class Progress:
 class RunWriter(Callback):
     """Save a run after every epoch, each file atomically: history, best weights with their card, last checkpoint.
 
-    It also ends a training whose validation IoU rises no more, judged by the history alone, so that a resumed one ends
-    at the same epoch.
+    It also ends a training whose validation score rises no more, judged by the history alone, so that a resumed one
+    ends at the same epoch.
 
     The folder of a new run appears, and replaces an older one, with its first epoch. Killed at any moment, a run goes
     on from ``last.ckpt``, which is written last: what its epoch wrote before is then written again, the same.
@@ -59,24 +58,22 @@ class RunWriter(Callback):
         self._started = time.monotonic()
         self._learning_rate = job.config.lr
         self._is_new = not job.resume
-        self.best_iou = -1.0
         self.history: list[dict[str, float]] = []
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a resumed training must know."""
-        return {"best_iou": self.best_iou, "history": self.history}
+        return {"history": self.history}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take up what ``state_dict`` returned."""
-        self.best_iou = state_dict["best_iou"]
         self.history = state_dict["history"]
 
     @property
     def is_stuck(self) -> bool:
-        """Whether as many epochs as there is patience for went by without a better validation IoU."""
+        """Whether as many epochs as there is patience for went by without a better validation score."""
         if self._job.keeps_last or not self.history:
             return False
-        scores = [row["iou"] for row in self.history]
+        scores = [row[self._job.metric] for row in self.history]
         return len(scores) - 1 - scores.index(max(scores)) >= self._job.config.patience
 
     def on_train_start(self, trainer: lightning.Trainer, _: Any) -> None:
@@ -127,8 +124,8 @@ class RunWriter(Callback):
     def _save(self, trainer: lightning.Trainer, module: Any, folder: Path) -> None:
         """Save the epoch that was added to the history last into a folder."""
         row = self.history[-1]
-        if self._job.keeps_last or row["iou"] > self.best_iou:
-            self.best_iou = row["iou"]
+        earlier = (before[self._job.metric] for before in self.history[:-1])
+        if self._job.keeps_last or row[self._job.metric] > max(earlier, default=-1.0):
             checkpoint.save_weights(folder, module.network, describe_epoch(self._job, row))
         write_history(folder / checkpoint.HISTORY_NAME, self.history)
         with artifacts.write_file(folder / checkpoint.LAST_NAME) as temporary:
@@ -152,18 +149,19 @@ class CheckpointFile(TorchCheckpointIO):
 
 def describe_epoch(job: Job, row: dict[str, float]) -> ModelCard:
     """Describe the weights after an epoch."""
-    scores = {name: row[name] for name in SCORES if not math.isnan(row[name])}
+    scores = {name: value for name, value in row.items() if name not in NO_SCORES and not math.isnan(value)}
     threshold = job.config.threshold or (DEFAULT_THRESHOLD if math.isnan(row["threshold"]) else row["threshold"])
     return replace(job.card, threshold=threshold, epoch=int(row["epoch"]), scores=scores)
 
 
 def write_history(path: Path, history: Sequence[dict[str, float]]) -> None:
-    """Write one row an epoch; a score that there is none of stays empty."""
+    """Write one row an epoch of one or more; a score that there is none of stays empty."""
     with artifacts.write_file(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
-        writer = csv.DictWriter(stream, HISTORY_COLUMNS)
+        columns = list(history[0])
+        writer = csv.DictWriter(stream, columns)
         writer.writeheader()
         for row in history:
-            writer.writerow({name: "" if math.isnan(row[name]) else f"{row[name]:.6g}" for name in HISTORY_COLUMNS})
+            writer.writerow({name: "" if math.isnan(row[name]) else f"{row[name]:.6g}" for name in columns})
 
 
 def write_config(job: Job, folder: Path) -> None:
