@@ -5,10 +5,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from planted_pairs import SHAPE, UNCHANGED, add_noise, plant_change, render_ground, write_pair
 from scipy import stats
 
 from satdiff_cli import raster
 from satdiff_cli.detection import DetectionConfig, detect, list_methods, sampling
+from satdiff_cli.detection.choosing import choose_method
 from satdiff_cli.detection.evidence import measure_evidence
 from satdiff_cli.detection.patches import Patch
 from satdiff_cli.detection.thresholds import find_threshold, fit_mixture, make_curve, refine_mixture
@@ -16,7 +18,6 @@ from satdiff_cli.errors import ConfigError, RasterError
 from satdiff_cli.metrics import count_confusion
 from satdiff_cli.radiometry import fit_relative
 from satdiff_cli.windows import Window
-from tests.scenes import SHAPE, UNCHANGED, add_noise, plant_change, render_ground, write_pair
 
 PIXEL_METHODS = ("cva", "irmad", "sfa", "pca-kmeans")
 
@@ -195,8 +196,8 @@ def test_evidence_grows_with_the_changed_area() -> None:
     for planted in (0.0, 0.01, 0.05):
         after = plant_change(ground, planted)[0]
         stack = np.concatenate([add_noise(ground, 1), add_noise(after, 2)])
-        both = np.split(fit_relative("zscore", stack.reshape(6, -1)).apply(stack), 2)
-        patch = Patch(*both, np.ones(SHAPE, bool), (slice(None), slice(None)))
+        first, second = np.split(fit_relative("zscore", stack.reshape(6, -1)).apply(stack), 2)
+        patch = Patch(first, second, np.ones(SHAPE, bool), (slice(None), slice(None)))
         shares.append(measure_evidence([patch]).share)
     assert shares[0] < 1e-4 < shares[1] < shares[2]
 
@@ -209,11 +210,21 @@ def test_tiny_pairs_get_an_empty_map(tmp_path: Path, shape: tuple[int, int]) -> 
     assert (found.is_changed, found.changed_px, found.valid_px) == (False, 0, shape[0] * shape[1])
 
 
+@pytest.mark.parametrize(
+    ("bands", "valid_px", "method"),
+    [(1, 10**6, "pca-kmeans"), (3, 10**6, "pca-kmeans"), (4, 10**6, "irmad"), (4, 1000, "cva"), (13, 10**6, "irmad")],
+)
+def test_auto_chooses_by_bands_and_size(bands: int, valid_px: int, method: str) -> None:
+    chosen, reason = choose_method(bands, valid_px)
+    assert chosen == method
+    assert str(bands) in reason
+
+
 def test_what_cannot_be_asked_for_is_refused() -> None:
     assert list_methods() == ["auto", "cva", "dcva", "irmad", "pca-kmeans", "sfa"]
     for settings in ({"method": "irmat"}, {"normalize": "z"}, {"threshold": "otso"}, {"false_alarms": 1.0}):
         with pytest.raises(ConfigError):
-            DetectionConfig(**settings)  # type: ignore[arg-type]
+            DetectionConfig(**settings)
 
 
 def test_a_failed_detection_leaves_no_raster(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from planted_pairs import SHAPE, add_noise, plant_change, render_ground
 
 from satdiff_cli import pretrained
 from satdiff_cli.detection.patches import ChangeModel, Patch, Sample
@@ -10,7 +11,6 @@ from satdiff_cli.detectors import dcva, irmad
 from satdiff_cli.errors import WeightsError
 from satdiff_cli.plugins import list_plugins, load_plugin
 from satdiff_cli.radiometry import fit_relative
-from tests.scenes import SHAPE, add_noise, plant_change, render_ground
 
 DETECTORS = list_plugins("detectors")
 NAMES = ("red", "green", "blue", "nir", "swir1", "swir2")
@@ -25,7 +25,8 @@ def make_patch(
     stack = np.concatenate([before, after])
     normalized = fit_relative("zscore", stack[:, mask]).apply(stack)
     normalized[:, ~mask] = 0
-    return Patch(*np.split(normalized, 2), mask, (slice(0, height), slice(0, width)))
+    first, second = np.split(normalized, 2)
+    return Patch(first, second, mask, (slice(0, height), slice(0, width)))
 
 
 def fit(name: str, patch: Patch) -> ChangeModel:
@@ -100,7 +101,7 @@ def test_pixels_that_are_not_valid_do_not_change_the_scores_of_others(name: str)
         first, second = (np.where(valid, scene, value) for scene in (before, after))
         patch = make_patch(first, second, valid)
         scores.append(fit(name, patch).score(patch)[valid])
-    np.testing.assert_array_equal(*scores)
+    np.testing.assert_array_equal(scores[0], scores[1])
 
 
 def test_irmad_does_not_depend_on_light_nor_on_mixtures_of_bands() -> None:

@@ -201,7 +201,7 @@ def learn(composite: Composite, config: DetectionConfig) -> Learnt:
         )
     method, reason = config.method, "as asked for"
     if method == AUTO:
-        method, reason = choose_method(len(composite.bands))
+        method, reason = choose_method(len(composite.bands), composite.statistics.count)
     detector = load_plugin("detectors", plugin_name(method))
     parts = read_sample(composite, detector.MARGIN_PX)
     if not any(part.valid.any() for part in parts):

@@ -3,6 +3,8 @@
 from satdiff_cli.plugins import list_plugins
 
 AUTO = "auto"
+_MANY_BANDS = 4
+_PIXELS_PER_ENTRY = 20
 
 
 def list_methods() -> list[str]:
@@ -15,15 +17,24 @@ def plugin_name(method: str) -> str:
     return method.replace("-", "_")
 
 
-def choose_method(bands: int) -> tuple[str, str]:
-    """Choose a method by the bands of a date.
+def choose_method(bands: int, valid_px: int) -> tuple[str, str]:
+    """Choose a method by the bands of a date and by how many pixels there are to learn from.
 
-    One band says nothing about colour, so only its surroundings can tell change from noise: ``pca-kmeans``. Two or more
-    bands are related from date to date by light, season and sensor, which ``irmad`` finds and takes away.
+    Four or more bands reach beyond what the eye sees, and season, light and sensor change them together: ``irmad``
+    finds what relates them between the dates and takes it away. It estimates a covariance of both dates' bands, for
+    which it needs 20 valid pixels for each entry; with less, ``cva`` compares band by band. One band, or red, green and
+    blue, which are nearly one, say little about a pixel by itself: ``pca-kmeans`` looks at those around it as well.
+
+    Args:
+        bands: Bands of a date.
+        valid_px: Valid pixels of the pair.
 
     Returns:
         The method, and why.
     """
-    if bands == 1:
-        return "pca-kmeans", "a single band: change is told from noise by the pixels around"
-    return "irmad", f"{bands} bands: what relates them between the dates is no change"
+    needed_px = _PIXELS_PER_ENTRY * (2 * bands) ** 2
+    if bands < _MANY_BANDS:
+        return "pca-kmeans", f"with {bands} of at least {_MANY_BANDS} bands, the pixels around tell more"
+    if valid_px < needed_px:
+        return "cva", f"{valid_px} of at least {needed_px} valid pixels are too few to relate {bands} bands"
+    return "irmad", f"with {bands} bands, what relates them between the dates can be told from change"

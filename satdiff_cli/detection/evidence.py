@@ -17,10 +17,11 @@ _LEAST_DIFFERENCE = 0.02  # deviations of a band: less is rounding and what ligh
 _LEAST_PX = 9  # 3 × 3: what an opening leaves at least
 # Changed areas must cover this share of the scene.
 LEAST_SHARE = 3e-4
-_ROUNDS = 3
+_ROUNDS = 2  # after the first
 _KEPT_PERCENT = 90.0  # of the squares, those of least energy, tell the shift: change would pull at it
 _LIGHT_RANGE = 3.0  # deviations, beyond which a cubic function is not trusted
 _EXPLAINED = 7
+_RANK = 1e-8
 
 
 @dataclass(frozen=True)
@@ -77,44 +78,35 @@ def area_energy(
 
 def explain_away(patches: Sequence[Patch]) -> list[NDArray[np.float32]]:
     """Return what is left of the differences, (bands, H, W) for each patch, by least squares over all patches."""
-    differences = [patch.after - patch.before for patch in patches]
     kept = [ndimage.binary_erosion(patch.valid, np.ones((3, 3), bool), border_value=1) for patch in patches]
-    residuals = differences
-    for number in range(_ROUNDS):
-        coefficients = _regress(patches, differences, kept)
-        residuals = [
-            difference - np.einsum("ebhw,be->bhw", _explaining(patch.before), coefficients)
-            for patch, difference in zip(patches, differences, strict=True)
-        ]
-        if number < _ROUNDS - 1:
-            energies = [
-                area_energy(residual, patch.valid)[1] for residual, patch in zip(residuals, patches, strict=True)
-            ]
-            pooled = [energy[mask] for energy, mask in zip(energies, kept, strict=True)]
-            limit = np.percentile(np.concatenate(pooled), _KEPT_PERCENT) if any(part.size for part in pooled) else 0.0
-            kept = [mask & (energy <= limit) for energy, mask in zip(energies, kept, strict=True)]
+    residuals = _explain(patches, kept)
+    for _ in range(_ROUNDS):
+        energies = [area_energy(*pair)[1] for pair in zip(residuals, (patch.valid for patch in patches), strict=True)]
+        pooled = np.concatenate([energy[mask] for energy, mask in zip(energies, kept, strict=True)])
+        limit = np.percentile(pooled, _KEPT_PERCENT) if pooled.size else 0.0
+        residuals = _explain(patches, [mask & (energy <= limit) for energy, mask in zip(energies, kept, strict=True)])
     return residuals
 
 
-def _explaining(before: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return what may explain the difference of a band, (7, bands, H, W)."""
+def _explain(patches: Sequence[Patch], kept: Sequence[NDArray[np.bool_]]) -> list[NDArray[np.float32]]:
+    """Return what is left of the differences after a regression over the pixels kept, band by band."""
+    residuals = [patch.after - patch.before for patch in patches]
+    for band in range(len(patches[0].before)):
+        normal, right = np.zeros((_EXPLAINED, _EXPLAINED)), np.zeros(_EXPLAINED)
+        explaining = [_list_explaining(patch.before[band]) for patch in patches]
+        for given, residual, mask in zip(explaining, residuals, kept, strict=True):
+            chosen = given[:, mask]
+            normal += chosen @ chosen.T
+            right += chosen @ residual[band, mask]
+        coefficients = np.linalg.lstsq(normal, right, rcond=_RANK)[0].astype(np.float32)
+        for given, residual in zip(explaining, residuals, strict=True):
+            residual[band] -= np.einsum("e,ehw->hw", coefficients, given)
+    return residuals
+
+
+def _list_explaining(before: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return what may explain the difference of a band (H, W), (7, H, W)."""
     light = np.clip(before, -_LIGHT_RANGE, _LIGHT_RANGE)
-    down, along = (ndimage.correlate1d(before, [-0.5, 0, 0.5], axis=axis, mode="nearest") for axis in (1, 2))
-    curvature = sum(ndimage.correlate1d(before, [1.0, -2.0, 1.0], axis=axis, mode="nearest") for axis in (1, 2))
+    down, along = (ndimage.correlate1d(before, [-0.5, 0, 0.5], axis=axis, mode="nearest") for axis in (0, 1))
+    curvature = sum(ndimage.correlate1d(before, [1.0, -2.0, 1.0], axis=axis, mode="nearest") for axis in (0, 1))
     return np.stack([np.ones_like(before), light, light**2, light**3, down, along, curvature])
-
-
-def _regress(
-    patches: Sequence[Patch], differences: Sequence[NDArray[np.float32]], kept: Sequence[NDArray[np.bool_]]
-) -> NDArray[np.float32]:
-    """Return the coefficients (bands, 7)."""
-    bands = len(patches[0].before)
-    normal, right = np.zeros((bands, _EXPLAINED, _EXPLAINED)), np.zeros((bands, _EXPLAINED))
-    for patch, difference, mask in zip(patches, differences, kept, strict=True):
-        explaining = _explaining(patch.before)[:, :, mask]
-        for band in range(bands):
-            normal[band] += explaining[:, band] @ explaining[:, band].T
-            right[band] += explaining[:, band] @ difference[band, mask]
-    return np.stack([np.linalg.lstsq(*pair, rcond=1e-8)[0] for pair in zip(normal, right, strict=True)]).astype(
-        np.float32
-    )

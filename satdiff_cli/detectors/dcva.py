@@ -83,7 +83,8 @@ class FeatureModel:
 def _moments(difference: Tensor, patch: Patch) -> tuple[Tensor, Tensor, Tensor]:
     """Return number, sum and sum of squares of differences (C, h, w) where the patch counts."""
     scored = torch.from_numpy(patch.scored)[None, None].float()
-    weight = functional.adaptive_avg_pool2d(scored, difference.shape[-2:])[0, 0]
+    height, width = difference.shape[-2:]
+    weight = functional.adaptive_avg_pool2d(scored, (height, width))[0, 0]
     return (
         weight.sum().expand(len(difference)),
         (difference * weight).sum(dim=(1, 2)),

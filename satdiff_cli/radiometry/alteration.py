@@ -14,9 +14,10 @@ from scipy import special
 MAX_ITERATIONS = 50
 TOLERANCE = 1e-6  # of a canonical correlation
 BLOCK = 2**16  # pixels that are summed in float32 before the sums are added in float64
-_RANK = 1e-6  # of the largest variance: directions with less are no more than rounding
+_RANK = 1e-5  # of the largest variance: directions with less are no more than rounding
 _LEAST_VARIANCE = 1e-6  # of a MAD variate, which is 0 where the dates depend on each other exactly
 _PIXELS_PER_BAND = 10
+_ROUNDING = 1e-6  # of a float32 value: deviations below are none
 _TABLE = 4096
 
 
@@ -107,6 +108,8 @@ def weighted_moments(
     for part in parts:
         centred = bands[:, part] - mean[:, None].astype(np.float32)
         covariance += (centred * weights[part]) @ centred.T
+    is_constant = np.sqrt(np.diag(covariance) / total) <= _ROUNDING * np.abs(mean)
+    covariance[is_constant | is_constant[:, None]] = 0
     return mean, covariance / total
 
 

@@ -68,15 +68,15 @@ class RelativeNormalization:
         curves: For each band, what becomes of the after date.
         centre: For each band, the value of the before date that becomes 0.
         spread: For each band, the difference of the before date that becomes 1.
-        log_floor: What is added to values before their logarithm is taken, where all the rest is about logarithms; 0
-            where no logarithm is taken.
+        log_floors: What is added to the values of either date before their logarithm is taken, where all the rest is
+            about logarithms; empty where none is taken.
     """
 
     kind: Relative
     curves: tuple[BandCurve, ...]
     centre: tuple[float, ...]
     spread: tuple[float, ...]
-    log_floor: float = 0.0
+    log_floors: tuple[float, ...] = ()
 
     def match(self, after: NDArray[Any]) -> NDArray[np.float32]:
         """Bring the after date (bands, …) to the light of the before date, in its units; nothing is clipped."""
@@ -89,7 +89,7 @@ class RelativeNormalization:
     def apply(self, pixels: NDArray[Any]) -> NDArray[np.float32]:
         """Normalise the pixels of a composite (2 * bands, …), before bands first."""
         bands = len(self.curves)
-        pixels = take_logarithm(pixels, self.log_floor) if self.log_floor else pixels
+        pixels = take_logarithm(pixels, self.log_floors) if self.log_floors else pixels
         result = np.empty(pixels.shape, np.float32)
         for index in range(2 * bands):
             band = index % bands
@@ -99,9 +99,12 @@ class RelativeNormalization:
         return result
 
 
-def take_logarithm(values: NDArray[Any], floor: float) -> NDArray[np.float32]:
-    """Take the logarithm of values of 0 or more plus a floor."""
-    return np.log(values.astype(np.float32) + np.float32(floor))
+def take_logarithm(pixels: NDArray[Any], floors: tuple[float, ...]) -> NDArray[np.float32]:
+    """Take the logarithm of values (2 * bands, …) of 0 or more, each date plus its own floor."""
+    dates = np.split(pixels, len(floors))
+    return np.concatenate(
+        [np.log(date.astype(np.float32) + np.float32(floor)) for date, floor in zip(dates, floors, strict=True)]
+    )
 
 
 def fit_relative(
@@ -118,9 +121,10 @@ def fit_relative(
         is_intensity: Values are 0 or more and their noise is a factor, as that of radar is: their logarithms are
             compared, so that differences are of ratios.
     """
-    floor = max(float(sample.mean()) * _FLOOR_SHARE, _VARIANCE_FLOOR) if is_intensity else 0.0
+    floors: tuple[float, ...] = ()
     if is_intensity:
-        sample, statistics = take_logarithm(sample, floor), None
+        floors = tuple(max(_FLOOR_SHARE * float(date.mean()), _VARIANCE_FLOOR) for date in np.split(sample, 2))
+        sample, statistics = take_logarithm(sample, floors), None
     bands = len(sample) // 2
     before, after = sample[:bands], sample[bands:]
     mean, deviation = _moments(sample, statistics)
@@ -134,7 +138,7 @@ def fit_relative(
         curves = _regress_invariant(sample)
     else:
         curves = _lines((mean[:bands], deviation[:bands]), (mean[bands:], deviation[bands:]))
-    return RelativeNormalization(kind, curves, *scale, log_floor=floor)
+    return RelativeNormalization(kind, curves, *scale, log_floors=floors)
 
 
 def match_histogram(after: NDArray[np.number], before: NDArray[np.number]) -> BandCurve:
