@@ -10,6 +10,8 @@ from satdiff_cli.commands import _options as options
 from satdiff_cli.config import MAX_SHIFT, Relative, ThresholdKind, VectorFormat
 from satdiff_cli.plugins import list_plugins
 
+_METHODS = [name.replace("_", "-") for name in list_plugins("detectors")]
+
 
 def detect(
     before: Annotated[
@@ -18,7 +20,7 @@ def detect(
     after: Annotated[str, typer.Argument(metavar="AFTER", help="Raster of the after date.")],
     out: Annotated[Path, typer.Option("--out", help="Folder to write to.")] = Path("change"),
     method: Annotated[
-        str, typer.Option("--method", help=f"How change is found: auto, {', '.join(list_plugins('detectors'))}.")
+        str, typer.Option("--method", help=f"How change is found: auto, {', '.join(_METHODS)}.")
     ] = "auto",
     run: Annotated[
         str | None,
@@ -26,7 +28,7 @@ def detect(
     ] = None,
     normalize: Annotated[
         Relative, typer.Option("--normalize", help="How the light of the dates is brought onto each other.")
-    ] = "zscore",
+    ] = "pif",
     threshold: Annotated[
         str, typer.Option("--threshold", help="otsu, kmeans, or a probability between 0 and 1.", show_default="otsu")
     ] = "",
@@ -77,7 +79,7 @@ def detect(
         options.refuse_idle(
             {
                 "--method": method != "auto",
-                "--normalize": normalize != "zscore",
+                "--normalize": normalize != "pif",
                 "--false-alarms": false_alarms is not None,
                 f"--threshold {rule}": threshold != "" and cut is None,
             },

@@ -20,10 +20,10 @@ def plugin_name(method: str) -> str:
 def choose_method(bands: int, valid_px: int) -> tuple[str, str]:
     """Choose a method by the bands of a date and by how many pixels there are to learn from.
 
-    Four or more bands reach beyond what the eye sees, and season, light and sensor change them together: ``irmad`` finds
-    what relates them between the dates and takes it away. It estimates a covariance of both dates' bands, for which it
-    needs 20 valid pixels for each entry; with less, ``cva`` compares band by band. One band, or red, green and blue,
-    which are nearly one, say little about a pixel by itself: ``pca-kmeans`` looks at those around it as well.
+    Four or more bands reach beyond what the eye sees, and season, light and sensor change them together: ``irmad``
+    finds what relates them between the dates and takes it away. It estimates a covariance of both dates' bands, for
+    which it needs 20 valid pixels for each entry; with less, ``cva`` compares band by band. One band, or red, green and
+    blue, which are nearly one, say little about a pixel by itself: ``pca-kmeans`` looks at those around it as well.
 
     Args:
         bands: Bands of a date.
