@@ -106,6 +106,8 @@ def run_landcover(data: Path, models: Path, *, epochs: int, steps: int, seed: in
     settings = {
         "arch": "unet",
         "elevation_alpha": ELEVATION_ALPHA,
+        "schedule": "onecycle",
+        "lr": 0.002,
         "epochs": epochs,
         "steps": steps,
         "crop": CROP_PX,

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 DemoTask = Literal["change", "landcover"]
 
 DEFAULT_PAIRS: dict[DemoTask, int] = {"change": 12, "landcover": 10}
+DEFAULT_STEPS: dict[DemoTask, int] = {"change": 50, "landcover": 75}
 TEST_PAIRS = 2
 NODATA_EVERY = 4  # every fourth scene has a corner without data
 DIFFERENCE = "difference"
@@ -72,7 +73,9 @@ def demo(
         ),
     ] = None,
     epochs: Annotated[int, typer.Option("--epochs", min=1, help="Epochs to train each network.")] = 4,
-    steps: Annotated[int, typer.Option("--steps", min=1, help="Steps in an epoch.")] = 50,
+    steps: Annotated[
+        int | None, typer.Option("--steps", min=1, help="Steps in an epoch.", show_default="50, of land cover 75")
+    ] = None,
     seed: options.SeedOption = 0,
     device: options.DeviceOption = "auto",
     overwrite: options.OverwriteOption = False,
@@ -89,7 +92,7 @@ def demo(
 
     artifacts.check_output(folder, overwrite=overwrite)
     started = time.monotonic()
-    folders, count = DemoFolders(folder), pairs or DEFAULT_PAIRS[task]
+    folders, count, steps = DemoFolders(folder), pairs or DEFAULT_PAIRS[task], steps or DEFAULT_STEPS[task]
     with artifacts.write_folder(folder, overwrite=overwrite) as temporary:
         if task == "landcover":
             write_orthomosaics(DemoFolders(temporary).data, scenes=count, seed=seed)
