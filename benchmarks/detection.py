@@ -20,6 +20,7 @@ from scipy import stats
 
 from satdiff_cli import raster
 from satdiff_cli.compositing import CompositeConfig, write_composite
+from satdiff_cli.config import Zeros
 from satdiff_cli.coregistration import CoregistrationConfig
 from satdiff_cli.detection import DetectionConfig, detect, list_methods
 from satdiff_cli.errors import RasterError
@@ -92,7 +93,9 @@ def measure_pair(
 ) -> Iterator[tuple[DetectionConfig, str, Confusion, float]]:
     """Run methods on a pair; also say which method was chosen, with a mark where no change was seen."""
     composite, out = folder / "composite.tif", folder / "probability.tif"
-    settings = CompositeConfig(coregistration=CoregistrationConfig(coregister))  # type: ignore[arg-type]
+    # Dark water at the border of a radar picture is no missing data.
+    zeros: Zeros = "nowhere" if pair.kind == "sar" else "border"
+    settings = CompositeConfig(coregistration=CoregistrationConfig(coregister), zeros=zeros)  # type: ignore[arg-type]
     summary = write_composite((pair.before,), (pair.after,), composite, settings)
     label = read_label(pair.label, summary.window)
     for config in configs:

@@ -182,7 +182,9 @@ def build_pair(pair: ScenePair, folder: Path, config: PairingConfig, *, meaning:
     composite = folder / f"{pair.pair_id}.tif"
     before, after = ((pair.composite,), None) if pair.composite else (pair.before, pair.after)
     try:
-        settings = replace(config.composite, zeros="anywhere") if meaning.classes else config.composite
+        settings = config.composite
+        if meaning.classes and settings.zeros == "border":
+            settings = replace(settings, zeros="anywhere")
         summary = compositing.write_composite(before, after, composite, settings)
         write_label(pair, summary, folder / artifacts.LABELS_DIR / composite.name, meaning)
         if pair.elevation is not None:

@@ -175,6 +175,16 @@ def test_a_trained_network_takes_the_place_of_a_method(project: Path) -> None:
     refuse("detect", before, after, "--run", "nosuch", "--out", "x", cwd=project, naming="nosuch")
 
 
+def test_dark_pixels_at_the_border_can_be_said_to_be_seen(tmp_path: Path) -> None:
+    pixels = noise(bands=1)
+    pixels[:, :30] = 0
+    for name in "ba":
+        write(tmp_path / f"{name}.tif", pixels, SMALL_GRID)
+    for zeros, percent in (("border", 200 / 3), ("nowhere", 100)):
+        succeed("detect", "b.tif", "a.tif", "--zeros", zeros, "--out", zeros, cwd=tmp_path)
+        assert json.loads((tmp_path / zeros / "report.json").read_text())["valid_percent"] == pytest.approx(percent)
+
+
 def test_json_is_the_report(tmp_path: Path, pair: synthetic.SyntheticPair) -> None:
     before, after = write_pair(tmp_path, pair)
     outcome = succeed("detect", before, after, "--json", "--threshold", "0.9", "--coregister", "none", cwd=tmp_path)

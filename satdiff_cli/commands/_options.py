@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from satdiff_cli.config import MAX_SEED, Coregister, Engine, Resampling
+from satdiff_cli.config import MAX_SEED, Coregister, Engine, Resampling, Zeros
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -51,6 +51,10 @@ CoregisterOption = Annotated[
 ]
 MaxShiftOption = Annotated[
     float, typer.Option("--max-shift", min=0, help="Largest shift between the dates that is corrected [px].")
+]
+ZerosOption = Annotated[
+    Zeros,
+    typer.Option("--zeros", help="Where pixels that are 0 in every band saw nothing, in files without nodata value."),
 ]
 StrictOption = Annotated[
     bool, typer.Option("--strict", help="Fail where the shift is larger, or cannot be told reliably.")

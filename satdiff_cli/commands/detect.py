@@ -42,6 +42,7 @@ def detect(
     coregister: options.CoregisterOption = "global",
     max_shift: options.MaxShiftOption = MAX_SHIFT,
     strict: options.StrictOption = False,
+    zeros: options.ZerosOption = "border",
     min_area: Annotated[
         str, typer.Option("--min-area", help="Smallest change to keep, such as 100m2 or 25px.")
     ] = "0px",
@@ -93,6 +94,7 @@ def detect(
             resampling=resampling,
             coregistration=CoregistrationConfig(coregister, max_shift),
             strict=strict,
+            zeros=zeros,
         ),
         detection=DetectionConfig(
             method=method, normalize=normalize, threshold=rule, false_alarms=false_alarms, seed=seed

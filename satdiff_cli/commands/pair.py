@@ -40,6 +40,7 @@ def pair(
     coregister: options.CoregisterOption = "global",
     max_shift: options.MaxShiftOption = MAX_SHIFT,
     strict: options.StrictOption = False,
+    zeros: options.ZerosOption = "border",
     label_values: Annotated[
         LabelValues, typer.Option("--label-values", help="What labels hold; in 0/1 labels 255 means ignore.")
     ] = "auto",
@@ -76,6 +77,7 @@ def pair(
             resampling=resampling,
             coregistration=CoregistrationConfig(coregister, max_shift),
             strict=strict,
+            zeros=zeros,
         ),
         label_values=label_values,
         folds=folds,
