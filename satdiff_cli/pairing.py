@@ -559,6 +559,7 @@ def summarize_pairs(found: Catalog, outcomes: Sequence[PairOutcome], rows: pd.Da
         "labelled": int((used["label"] != "").sum()),
         "test": int((used["fold"] == catalog.TEST_FOLD).sum()),
         "resampled": sum(bool(summary.resampled) for summary in summaries),
+        "shifts": len(registrations),
         "coregistered": sum(item.correction != "none" for item in registrations),
         "not_coregistered": sum(item.is_trouble for item in registrations),
         "failed": len(outcomes) - len(used),

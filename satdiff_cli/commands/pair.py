@@ -120,8 +120,9 @@ def pair(
         f"{summary['test']} test, {summary['resampled']} resampled, {summary['failed']} failed, "
         f"{summary['problems']} rows or scenes left out; bands {summary['bands']}"
     )
-    options.say(
-        f"shifts {summary['coregistered']} corrected, {summary['not_coregistered']} too large or not to be told; "
-        f"all are in {report_path}"
-    )
+    if summary["shifts"]:
+        options.say(
+            f"shifts {summary['coregistered']} corrected, {summary['not_coregistered']} too large or not to be told; "
+            f"all {summary['shifts']} are in {report_path}"
+        )
     options.finish(summary, path=project / artifacts.PAIRS_CSV, next_command=f"satdiff tile {project}", as_json=as_json)

@@ -1,16 +1,11 @@
 """The layout of public change sets: A, B and label side by side, split by subfolders or by lists of names."""
 
-from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path, PureWindowsPath
+from pathlib import Path
 
 from satdiff_cli.catalog import (
     NO_FOLD,
     RASTER_SUFFIXES,
-    TEST_FOLD,
-    TRAIN_FOLD,
-    VALIDATION_FOLD,
     Catalog,
     CatalogOptions,
     Problem,
@@ -19,11 +14,10 @@ from satdiff_cli.catalog import (
     name_site,
 )
 from satdiff_cli.errors import CatalogError
+from satdiff_cli.formats._splits import SPLITS, find_folder, name_pairs, read_lists
 from satdiff_cli.tables import index_by_stem
 
 BEFORE_NAMES, AFTER_NAMES, LABEL_NAMES = ("a",), ("b",), ("label", "labels", "mask")
-SPLITS = (TRAIN_FOLD, VALIDATION_FOLD, TEST_FOLD)
-LISTS = "list"
 
 
 @dataclass(frozen=True)
@@ -60,8 +54,10 @@ def read_catalog(root: Path, options: CatalogOptions) -> Catalog:
         problems += base_problems
     if not pairs and not problems:
         raise CatalogError(f"A and B in {root} hold no scenes", f"expected {', '.join(sorted(RASTER_SUFFIXES))}")
-    pairs = _name_pairs(pairs)
-    folds, list_problems = _read_lists(root, {stem for base in bases for stem in _list_stems(base)})
+    pairs = name_pairs(pairs)
+    folds, list_problems = read_lists(
+        root, {stem for base in bases for stem in _list_stems(base)}, "in neither A nor B"
+    )
     pairs = [
         replace(
             pair,
@@ -73,22 +69,15 @@ def read_catalog(root: Path, options: CatalogOptions) -> Catalog:
     return Catalog("levir", tuple(sorted(pairs, key=lambda pair: pair.pair_id)), (*problems, *list_problems))
 
 
-def _find_folder(parent: Path, names: tuple[str, ...]) -> Path | None:
-    """Find the subfolder with one of these names in any case; the first in sorted order."""
-    if not parent.is_dir():
-        return None
-    return min((path for path in parent.iterdir() if path.name.casefold() in names and path.is_dir()), default=None)
-
-
 def _find_bases(root: Path) -> list[Base]:
-    folders = [("", root), *((split, _find_folder(root, (split,))) for split in SPLITS)]
+    folders = [("", root), *((split, find_folder(root, (split,))) for split in SPLITS)]
     bases = []
     for split, folder in folders:
         if folder is None:
             continue
-        before, after = _find_folder(folder, BEFORE_NAMES), _find_folder(folder, AFTER_NAMES)
+        before, after = find_folder(folder, BEFORE_NAMES), find_folder(folder, AFTER_NAMES)
         if before or after:
-            bases.append(Base(split, before, after, _find_folder(folder, LABEL_NAMES)))
+            bases.append(Base(split, before, after, find_folder(folder, LABEL_NAMES)))
     return bases
 
 
@@ -134,50 +123,3 @@ def _read_base(root: Path, base: Base) -> tuple[list[ScenePair], list[Problem]]:
     ):
         problems += [Problem(source, stem, reason) for stem in sorted(stems)]
     return pairs, problems
-
-
-def _name_pairs(pairs: list[ScenePair]) -> list[ScenePair]:
-    """Prefix the ids that repeat across splits with the split, and all ids where that makes two the same."""
-    counts = Counter(pair.pair_id for pair in pairs)
-    named = [replace(pair, pair_id=_prefix(pair)) if counts[pair.pair_id] > 1 else pair for pair in pairs]
-    if len({pair.pair_id for pair in named}) == len(named):
-        return named
-    return [replace(pair, pair_id=_prefix(pair)) for pair in pairs]
-
-
-def _prefix(pair: ScenePair) -> str:
-    return f"{pair.fold}_{pair.pair_id}" if pair.fold else pair.pair_id
-
-
-def _read_lists(root: Path, stems: set[str]) -> tuple[dict[str, str], list[Problem]]:
-    """Read the fold of each listed stem; a name that is no scene, or is in another list already, is a problem."""
-    folder = _find_folder(root, (LISTS,))
-    folds: dict[str, str] = {}
-    problems = []
-    for split in SPLITS if folder else ():
-        for source, name in _read_list(folder, split):
-            stem = _find_stem(name, stems)
-            if stem is None:
-                problems.append(Problem(source, name, "the list names a file that is in neither A nor B"))
-            elif folds.setdefault(stem, split) != split:
-                problems.append(Problem(source, name, f"the file is in {folds[stem]}.txt too, which is used"))
-    return folds, problems
-
-
-def _read_list(folder: Path | None, split: str) -> Iterator[tuple[str, str]]:
-    path = folder / f"{split}.txt" if folder else None
-    if path is None or not path.is_file():
-        return
-    for line, text in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), start=1):
-        if text.strip():
-            yield f"{path.parent.name}/{path.name} row {line}", text.strip()
-
-
-def _find_stem(name: str, stems: set[str]) -> str | None:
-    """Find the stem that a line of a list means: a file name, with folder and suffix or without."""
-    for text in (name, name.split(maxsplit=1)[0]):
-        path = PureWindowsPath(text)
-        for stem in (path.name, path.stem):
-            if stem in stems:
-                return stem
-    return None
