@@ -1,6 +1,7 @@
 """Find regions of change in a probability, fill their holes and measure them, strip by strip."""
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal, Protocol, Self
 
@@ -51,6 +52,15 @@ class ProbabilitySource(Protocol):
         """Read a window, (classes, h, w) in [0, 1] with NaN where not valid."""
 
 
+class Numbered(Protocol):
+    """What is measured: regions, or anything else that numbers the pixels of a map from 1 to ``count``."""
+
+    count: int
+
+    def strips(self) -> Iterator[tuple[Window, NDArray[np.int32]]]:
+        """Yield strips and the numbers (h, W) of their pixels, 0 for those that count for nothing."""
+
+
 @dataclass(frozen=True)
 class Sizes:
     """Sizes of regions by their number, (count + 1,); that of 0 means nothing.
@@ -93,15 +103,66 @@ def fill_holes(codes: NDArray[np.uint8], grid: Grid, max_hole: Area) -> tuple[ND
     if max_hole.value == 0:
         return codes, 0
     holes = Regions(codes, 0, diagonal=True)
-    is_filled = ~measure_sizes(holes, grid).are_above(max_hole) & ~find_touching(holes, codes, diagonal=True)
-    is_filled[0] = False
+    is_filled = find_small(holes, codes, grid, max_hole)
     filled = codes.copy()
     for strip, numbers in holes.strips():
         filled[strip.slices][is_filled[numbers]] = 1
     return filled, int(is_filled.sum())
 
 
-def measure_sizes(regions: Regions, grid: Grid) -> Sizes:
+def find_small(holes: Regions, codes: NDArray[np.uint8], grid: Grid, max_hole: Area) -> NDArray[np.bool_]:
+    """Find by number (count + 1,) the holes of at most a size that are observed to their last pixel."""
+    is_small = ~measure_sizes(holes, grid).are_above(max_hole) & ~find_touching(holes, codes, diagonal=True)
+    is_small[0] = False
+    return is_small
+
+
+def fill_kinds(
+    codes: NDArray[np.uint8], kinds: NDArray[np.unsignedinteger], grid: Grid, max_hole: Area
+) -> tuple[NDArray[np.uint8], NDArray[np.unsignedinteger], int]:
+    """Fill holes as ``fill_holes`` does, those in change of one kind alone; they become change of this kind.
+
+    Args:
+        codes: The mask (H, W).
+        kinds: What kind of change each pixel of change is, (H, W).
+        grid: The grid of both.
+        max_hole: The largest hole to fill.
+
+    Returns:
+        Mask, kinds, and how many holes were filled.
+    """
+    if max_hole.value == 0:
+        return codes, kinds, 0
+    holes = Regions(codes, 0, diagonal=True)
+    lowest = np.full(holes.count + 1, np.iinfo(kinds.dtype).max, kinds.dtype)
+    highest = np.zeros(holes.count + 1, kinds.dtype)
+    for strip, numbers in holes.strips():
+        for hole, kind in find_sides(numbers, codes, kinds, strip):
+            np.minimum.at(lowest, hole, kind)
+            np.maximum.at(highest, hole, kind)
+    is_filled = find_small(holes, codes, grid, max_hole) & (lowest == highest)
+    filled, filled_kinds = codes.copy(), kinds.copy()
+    for strip, numbers in holes.strips():
+        inside = is_filled[numbers]
+        filled[strip.slices][inside] = 1
+        filled_kinds[strip.slices][inside] = lowest[numbers[inside]]
+    return filled, filled_kinds, int(is_filled.sum())
+
+
+def find_sides(
+    numbers: NDArray[np.int32], codes: NDArray[np.uint8], kinds: NDArray[np.unsignedinteger], strip: Window
+) -> Iterator[tuple[NDArray[np.int32], NDArray[np.unsignedinteger]]]:
+    """Yield the numbers of holes in a strip (h, W), and of what kind the change is that their pixels lie beside."""
+    height, width = codes.shape
+    rows, cols = np.nonzero(numbers)
+    for down, along in ((-1, 0), (1, 0), (0, -1), (0, 1)):
+        row, col = rows + strip.row + down, cols + along
+        is_there = (row >= 0) & (row < height) & (col >= 0) & (col < width)
+        is_there[is_there] = codes[row[is_there], col[is_there]] == 1
+        yield numbers[rows[is_there], cols[is_there]], kinds[row[is_there], col[is_there]]
+
+
+def measure_sizes(regions: Numbered, grid: Grid) -> Sizes:
     """Measure regions: pixels, and square metres on the ellipsoid.
 
     The area of a pixel changes so smoothly that what it is in the middle of a region's part in a strip is its mean.

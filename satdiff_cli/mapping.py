@@ -1,16 +1,16 @@
 """Two files in, a change map out: co-registration, detection or a trained network, mask, polygons, picture, report."""
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 
-from satdiff_cli import artifacts, catalog, pictures, raster
+from satdiff_cli import artifacts, catalog, from_to, pictures, raster
 from satdiff_cli.catalog import Scene
 from satdiff_cli.compositing import CompositeConfig, CompositeSummary, write_composite
 from satdiff_cli.detection import DetectionConfig, detect
@@ -58,11 +58,13 @@ class Found:
         threshold: Probability from which a pixel counts as change.
         facts: For the report.
         notes: What the user should know.
+        decided: Classes of both dates, where a network told these; else None.
     """
 
     threshold: float
     facts: Mapping[str, Any]
     notes: tuple[str, ...] = ()
+    decided: from_to.Decided | None = None
 
 
 class Stopwatch:
@@ -113,20 +115,24 @@ def make_change_map(
         composite = Path(scratch) / "pair.tif"
         on_stage("bringing the dates onto each other")
         with watch.stage("align"):
-            summary = write_composite(before, after, composite, config.composite)
+            summary = write_composite(before, after, composite, choose_composite(config))
         statistics = check_enough(composite, (*before, *after))
         on_stage("finding change")
         with watch.stage("detect"):
-            if config.run is None:
-                found = detect_change(composite, probability, config)
-            else:
-                found = predict_change(composite, probability, config)
+            found = (predict_change if config.run else detect_change)(composite, probability, config)
         on_stage("drawing polygons")
         mask, polygons = folder / MASK_NAME, folder / f"{POLYGONS_STEM}{SUFFIXES[config.polygons.vector]}"
         with watch.stage("polygons"):
-            changes = write_changes(probability, found.threshold, polygons, config.polygons, mask=mask, dates=dates)
+            transitions = None
+            if found.decided:
+                changes, transitions = from_to.write_from_to(
+                    found.decided, probability, polygons, config.polygons, mask=mask, dates=dates
+                )
+            else:
+                changes = write_changes(probability, found.threshold, polygons, config.polygons, mask=mask, dates=dates)
         with watch.stage("overview"):
-            pictures.draw_overview(composite, probability, mask, folder / OVERVIEW_NAME, dates=dates)
+            change = transitions.describe_kinds(folder / from_to.CODES_NAME) if transitions else mask
+            pictures.draw_overview(composite, probability, change, folder / OVERVIEW_NAME, dates=dates)
     notes = (*note_inputs(summary, statistics, (before, after)), *found.notes)
     report = {
         "before": describe_scene(before, dates[0]),
@@ -136,12 +142,23 @@ def make_change_map(
         "threshold": found.threshold,
         "polygons": polygons.name,
         "changes": describe_changes(changes, config.polygons),
+        **({"transitions": transitions.as_dict()} if transitions else {}),
         "notes": notes,
         "seconds": {name: round(seconds, 2) for name, seconds in watch.seconds.items()},
         "files": sorted(path.name for path in folder.iterdir()),
     }
     artifacts.write_json(folder / REPORT_NAME, report)
     return report
+
+
+def choose_composite(config: MapConfig) -> CompositeConfig:
+    """Choose how the dates are brought onto each other: for land cover with black masked as in its training."""
+    if config.run is None:
+        return config.composite
+    from satdiff_cli import checkpoint  # torch takes seconds
+
+    is_cover = checkpoint.read_card(config.run).task != "change"
+    return replace(config.composite, zeros="anywhere") if is_cover else config.composite
 
 
 def check_files(paths: Scene) -> None:
@@ -201,20 +218,37 @@ def detect_change(composite: Path, probability: Path, config: MapConfig) -> Foun
 
 
 def predict_change(composite: Path, probability: Path, config: MapConfig) -> Found:
-    """Find change with a trained network."""
-    from satdiff_cli import checkpoint, inference, predictions  # torch takes seconds
+    """Find change with a trained network, of change or of land cover."""
+    from satdiff_cli import checkpoint  # torch takes seconds
 
     assert config.run is not None
     card = checkpoint.read_card(config.run)
-    pair = Pair(composite.stem, composite.stem, composite, None, catalog.TEST_FOLD, "", "")
-    target = predictions.Target(composite.with_name("prediction"), with_pickle=False)
-    work = inference.Work(device=checkpoint.pick_device(config.device))
+    facts = {"run": str(config.run), "arch": card.arch}
+    if card.task == "change":
+        (predicted,) = predict([composite], config.run, config.device)
+        predicted.replace(probability)
+        return Found(card.threshold if config.threshold is None else config.threshold, facts)
+    threshold = from_to.THRESHOLD if config.threshold is None else config.threshold
+    # A network of one date sees each by itself.
+    seen = [(0,), (1,)] if card.task == "landcover" else [(0, 1)]
+    parts = from_to.cut_composites(composite, card.normalization.bands, seen, run=card.run)
+    cover = from_to.Cover(predict(parts, config.run, config.device), card.land_classes)
+    return Found(threshold, facts | {"task": card.task}, decided=from_to.decide(cover, probability, threshold))
+
+
+def predict(composites: Sequence[Path], run: Path, device: str) -> list[Path]:
+    """Predict composites of one folder with a run; return the probability raster of each."""
+    from satdiff_cli import checkpoint, inference, predictions
+
+    pairs = [Pair(path.stem, path.stem, path, None, catalog.TEST_FOLD, "", "") for path in composites]
+    target = predictions.Target(composites[0].with_name("prediction"), with_pickle=False)
     inference.run_plan(
-        inference.Plan(target.folder.name, {pair: config.run}), inference.InferenceConfig(), target, work
+        inference.Plan(target.folder.name, dict.fromkeys(pairs, run)),
+        inference.InferenceConfig(),
+        target,
+        inference.Work(device=checkpoint.pick_device(device)),
     )
-    (target.folder / composite.name).replace(probability)
-    threshold = card.threshold if config.threshold is None else config.threshold
-    return Found(threshold, {"run": str(config.run), "arch": card.arch})
+    return [target.folder / path.name for path in composites]
 
 
 def note_inputs(summary: CompositeSummary, statistics: SceneStatistics, scenes: tuple[Scene, Scene]) -> list[str]:

@@ -32,6 +32,7 @@ _BAR_PX = 180  # of the scale bar, at most
 _STRETCH_PERCENT = (2, 98)
 _LEAST_SHARE = 0.2  # of the common range, that a date must fill for both to be shown in one contrast
 _OPACITY = 0.6
+_MOST_KINDS = 8  # in a legend
 _BACKGROUND: Colour = (255, 255, 255)
 _INK: Colour = (30, 30, 30)
 _HATCH: Colour = (150, 150, 150)
@@ -48,10 +49,23 @@ class Swatch:
     picture: Picture
 
 
+@dataclass(frozen=True)
+class KindsOfChange:
+    """Say what kinds of change there are.
+
+    Attributes:
+        codes: Map of them, as ``create_class_map`` writes it: 0 is no change.
+        listed: Number, name and colour of those that occur, the largest first.
+    """
+
+    codes: Path
+    listed: Sequence[tuple[int, str, Colour]]
+
+
 def draw_overview(
     composite: Path,
     probability: Path,
-    mask: Path,
+    change: Path | KindsOfChange,
     out: Path,
     *,
     title: str = "",
@@ -66,7 +80,7 @@ def draw_overview(
     Args:
         composite: The pair.
         probability: Its probability of change, which colours the change.
-        mask: Its mask, as ``write_changes`` writes it.
+        change: Its mask, as ``write_changes`` writes it, or the kinds of change, which then have their own colours.
         out: The PNG.
         title: What stands above the panels; empty for nothing.
         dates: Dates of before and after; empty where not known.
@@ -75,18 +89,22 @@ def draw_overview(
         panel, length, unit = plan_panel(opened.grid)
         shape = min(opened.grid.height, panel[0]), min(opened.grid.width, panel[1])
         pixels, valid = opened.read_at(Window(0, 0, *shape), shape)
-        peak, seen = raster.read_shrunk_change(mask, probability, shape)
         colours = [pick_colours(date, opened.bands) for date in np.split(pixels, 2)]
-    before, after = (enlarge(picture, panel) for picture in stretch_alike(colours, valid))
-    hidden, unseen, peak = enlarge(~valid, panel), enlarge(~seen, panel), enlarge(peak, panel)
+        before, after = (enlarge(picture, panel) for picture in stretch_alike(colours, valid))
+        hidden = enlarge(~valid, panel)
+        if isinstance(change, KindsOfChange):
+            codes = enlarge(raster.read_shrunk_codes(change.codes, probability, shape), panel)
+            changed, legend = hatch(paint_kinds(before, codes, change), codes < 0), explain_kinds(change)
+        else:
+            peak, seen = (enlarge(part, panel) for part in raster.read_shrunk_change(change, probability, shape))
+            changed, legend = hatch(paint_change(before, peak), ~seen), explain_change(peak)
     names = [" ".join(filter(None, words)) for words in zip(("before", "after"), dates, strict=True)]
     panels = [
         (names[0], hatch(before, hidden)),
         (names[1], hatch(after, hidden)),
-        ("change over before", hatch(paint_change(before, peak), unseen)),
+        ("change over before", changed),
     ]
-    legend = [*explain_change(peak), draw_scale_bar(length, unit)]
-    sheet = lay_out(panels, legend, title=title, is_stacked=panel[1] > 2 * panel[0])
+    sheet = lay_out(panels, [*legend, draw_scale_bar(length, unit)], title=title, is_stacked=panel[1] > 2 * panel[0])
     with write_file(out) as temporary:
         sheet.save(temporary)
 
@@ -171,6 +189,14 @@ def paint_change(before: Picture, peak: NDArray[np.float32]) -> Picture:
     return picture
 
 
+def paint_kinds(before: Picture, codes: NDArray[np.int32], kinds: KindsOfChange) -> Picture:
+    """Paint change over the faded before picture in the colours of its kinds; codes (H, W) up to 0 are no change."""
+    picture = fade(before)
+    for number, _, colour in kinds.listed:
+        picture[codes == number] = colour
+    return picture
+
+
 def find_range(peak: NDArray[np.float32]) -> tuple[float, float]:
     """Find the least and the greatest probability of change; 0 and 1 without any."""
     known = peak[~np.isnan(peak)]
@@ -203,17 +229,29 @@ def ramp_swatch(ramp: Sequence[Colour]) -> Picture:
     return paint_ramp(np.tile(np.linspace(0, 1, 8 * _SWATCH_PX), (_SWATCH_PX, 1)), ramp)
 
 
+def explain_kinds(kinds: KindsOfChange) -> list[Swatch]:
+    """Explain the panel of change of several kinds: the largest ones by name, how many others there are."""
+    swatches = [Swatch(name, plain_swatch(colour)) for _, name, colour in kinds.listed[:_MOST_KINDS]]
+    if len(kinds.listed) > _MOST_KINDS:
+        swatches.append(Swatch(f"and {len(kinds.listed) - _MOST_KINDS} smaller", plain_swatch(_BACKGROUND)))
+    return [*(swatches or [_no_change_swatch()]), _unseen_swatch()]
+
+
+def _no_change_swatch() -> Swatch:
+    return Swatch("no change found", plain_swatch(fade(plain_swatch(NO_DATA))[0, 0]))
+
+
+def _unseen_swatch() -> Swatch:
+    return Swatch("not observed", hatch(plain_swatch(NO_DATA), np.ones((_SWATCH_PX, _SWATCH_PX), bool)))
+
+
 def explain_change(peak: NDArray[np.float32]) -> list[Swatch]:
     """Explain the panel of change, with the probabilities (H, W) that are in it; NaN stands for no change."""
-    unseen = hatch(plain_swatch(NO_DATA), np.ones((_SWATCH_PX, _SWATCH_PX), bool))
     if np.isnan(peak).all():
-        return [
-            Swatch("no change found", plain_swatch(fade(plain_swatch(NO_DATA))[0, 0])),
-            Swatch("not observed", unseen),
-        ]
+        return [_no_change_swatch(), _unseen_swatch()]
     low, high = find_range(peak)
     words = f"change, its probability {low:.2f} to {high:.2f}"
-    return [Swatch(words, ramp_swatch(CHANGE_RAMP)), Swatch("not observed", unseen)]
+    return [Swatch(words, ramp_swatch(CHANGE_RAMP)), _unseen_swatch()]
 
 
 def draw_scale_bar(length: float, unit: str) -> Swatch:

@@ -1,15 +1,18 @@
 """Connected regions of maps too large to be labelled in one go. Pure."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage, sparse
+from skimage import measure
 
 from satdiff_cli.windows import Window
 
 STRIP_PIXELS = 2**20
 STRIP_ROWS = 256
+_label_kinds: Any = measure.label  # has no types
 
 
 class Regions:
@@ -21,15 +24,25 @@ class Regions:
         codes: The map, uint8 (H, W).
         value: What the pixels of regions hold.
         diagonal: Whether pixels that only touch at a corner are connected.
+        kinds: A second map, unsigned (H, W): pixels are connected only where they hold the same in it, too.
 
     Attributes:
         count: How many regions there are.
     """
 
-    def __init__(self, codes: NDArray[np.uint8], value: int, *, diagonal: bool = False) -> None:
+    def __init__(
+        self,
+        codes: NDArray[np.uint8],
+        value: int,
+        *,
+        diagonal: bool = False,
+        kinds: NDArray[np.unsignedinteger] | None = None,
+    ) -> None:
         self._codes = codes
+        self._kinds = kinds
         self._value = value
-        self._structure = ndimage.generate_binary_structure(2, 2 if diagonal else 1)
+        self._connectivity = 2 if diagonal else 1
+        self._structure = ndimage.generate_binary_structure(2, self._connectivity)
         self._firsts: dict[int, int] = {}  # of each strip's first row: how many labels the strips above it have
         self._numbers = self._connect((-1, 0, 1) if diagonal else (0,))
         self.count = int(self._numbers.max())
@@ -45,7 +58,12 @@ class Regions:
             yield strip, self.read(strip)
 
     def _label(self, strip: Window) -> tuple[NDArray[np.int32], int]:
-        labels, count = ndimage.label(self._codes[strip.slices] == self._value, self._structure)
+        is_inside = self._codes[strip.slices] == self._value
+        if self._kinds is None:
+            labels, count = ndimage.label(is_inside, self._structure)
+        else:
+            kinds = np.where(is_inside, self._kinds[strip.slices].astype(np.int32) + 1, 0)
+            labels, count = _label_kinds(kinds, return_num=True, connectivity=self._connectivity)
         return labels.astype(np.int32, copy=False), int(count)
 
     def _connect(self, shifts: tuple[int, ...]) -> NDArray[np.int32]:
@@ -58,10 +76,15 @@ class Regions:
             self._firsts[strip.row] = total
             first, last = (np.where(row > 0, row + total, 0).astype(np.int64) for row in (labels[0], labels[-1]))
             for shift in shifts:
-                pairs = np.stack(
-                    [above[max(0, -shift) : width - max(0, shift)], first[max(0, shift) : width - max(0, -shift)]]
+                upper, lower = (
+                    slice(max(0, -shift), width - max(0, shift)),
+                    slice(max(0, shift), width - max(0, -shift)),
                 )
-                links.append(np.unique(pairs[:, (pairs > 0).all(axis=0)], axis=1))
+                pairs = np.stack([above[upper], first[lower]])
+                is_linked = (pairs > 0).all(axis=0)
+                if self._kinds is not None and strip.row:
+                    is_linked &= self._kinds[strip.row - 1, upper] == self._kinds[strip.row, lower]
+                links.append(np.unique(pairs[:, is_linked], axis=1))
             above, total = last, total + count
         ends = np.concatenate(links, axis=1)
         graph = sparse.coo_array((np.ones(ends.shape[1], np.int8), tuple(ends)), shape=(total + 1, total + 1))

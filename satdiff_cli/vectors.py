@@ -1,12 +1,12 @@
 """Maps of change as polygons, and the masks that say the same; the only importer of geopandas, pyogrio and shapely."""
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, Self
 
 import geopandas
 import numpy as np
@@ -23,6 +23,7 @@ from satdiff_cli.changes import (
     ProbabilitySource,
     Sizes,
     fill_holes,
+    fill_kinds,
     find_touching,
     measure_probability,
     measure_sizes,
@@ -34,7 +35,18 @@ from satdiff_cli.geodesy import geodetic_system
 from satdiff_cli.raster import MASK_NODATA, Grid
 from satdiff_cli.regions import Regions, cut_strips
 
-__all__ = ["LAYER", "SUFFIXES", "Area", "ChangeSummary", "PolygonOptions", "write_changes", "write_changes_from"]
+__all__ = [
+    "LAYER",
+    "SUFFIXES",
+    "Area",
+    "ChangeMap",
+    "ChangeSummary",
+    "Kinds",
+    "PolygonOptions",
+    "write_change_map",
+    "write_changes",
+    "write_changes_from",
+]
 
 
 LAYER = "changes"
@@ -87,10 +99,49 @@ class ChangeSummary:
 
 
 @dataclass(frozen=True)
+class Kinds:
+    """Say what kind of change each pixel is, if it is one.
+
+    Attributes:
+        codes: Kinds above 0, (H, W) unsigned.
+        columns: Columns that the polygons have beside the others, by name: the text for each kind, from 0.
+        target: Where the kinds of the pixels of change are written, with 0 for the others and the highest number of
+            their type for those that are not valid.
+    """
+
+    codes: NDArray[np.unsignedinteger]
+    columns: Mapping[str, Sequence[str]]
+    target: raster.StripWriter
+
+
+@dataclass(frozen=True)
+class ChangeMap:
+    """Change of a pair, before holes are filled and small polygons dropped.
+
+    Attributes:
+        source: Its probability.
+        codes: 1 change, 0 none, 255 not valid, uint8 (H, W).
+        kinds: What kind of change it is, where there are several: a polygon is of one.
+    """
+
+    source: ProbabilitySource
+    codes: NDArray[np.uint8]
+    kinds: Kinds | None = None
+
+    def fill(self, max_hole: Area) -> tuple[Self, int]:
+        """Return the map with its holes filled, and how many they were."""
+        if self.kinds is None:
+            codes, filled = fill_holes(self.codes, self.source.grid, max_hole)
+            return replace(self, codes=codes), filled
+        codes, kinds, filled = fill_kinds(self.codes, self.kinds.codes, self.source.grid, max_hole)
+        return replace(self, codes=codes, kinds=replace(self.kinds, codes=kinds)), filled
+
+
+@dataclass(frozen=True)
 class _Changes:
     """Change of a pair, still without outlines; arrays by number of the region, that of 0 means nothing."""
 
-    codes: NDArray[np.uint8]
+    scene: ChangeMap
     regions: Regions
     sizes: Sizes
     kept: NDArray[np.bool_]
@@ -149,21 +200,30 @@ def write_changes_from(
     dates: tuple[str, str] = ("", ""),
 ) -> ChangeSummary:
     """Write change as ``write_changes`` does, from anything that is read by windows."""
-    grid = source.grid
+    check_units(options, source.grid)
+    scene = ChangeMap(source, threshold_scene(source, threshold))
+    return write_change_map(scene, out, options, mask=mask, dates=dates)
+
+
+def write_change_map(
+    scene: ChangeMap, out: Path, options: PolygonOptions, *, mask: Path | None, dates: tuple[str, str] = ("", "")
+) -> ChangeSummary:
+    """Write change as ``write_changes`` does, from a map of it; polygons are of one kind each, where it has kinds."""
+    grid = scene.source.grid
     check_units(options, grid)
-    codes = threshold_scene(source, threshold)
-    codes, filled = fill_holes(codes, grid, options.max_hole)
-    regions = Regions(codes, 1)
+    scene, filled = scene.fill(options.max_hole)
+    codes = scene.codes
+    regions = Regions(codes, 1, kinds=scene.kinds.codes if scene.kinds else None)
     sizes = measure_sizes(regions, grid)
     kept = ~sizes.are_below(options.min_area)  # an unknown size is not small
     kept[0] = False
-    changes = _Changes(codes, regions, sizes, kept)
+    changes = _Changes(scene, regions, sizes, kept)
     out.parent.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
         scratch = Path(stack.enter_context(TemporaryDirectory(prefix=f".{out.stem}-", dir=out.parent)))
         mask_file = stack.enter_context(write_file(mask)) if mask else scratch / "mask.tif"
         write_rasters(changes, grid, mask_file, scratch / "numbers.tif")
-        columns = describe_regions(changes, source, dates)
+        columns = describe_regions(changes, dates)
         outlines = read_outlines(scratch / "numbers.tif", mask_file, int(kept.sum()))
         write_table(place_table(columns, outlines, grid, options.vector), out, options.vector)
     changed_px = int(sizes.px[kept].sum())
@@ -196,23 +256,27 @@ def check_units(options: PolygonOptions, grid: Grid) -> None:
 
 
 def write_rasters(changes: _Changes, grid: Grid, mask: Path, numbers: Path) -> None:
-    """Write the mask of the regions that are kept, and their new numbers, both from top to bottom."""
-    renumbered = changes.numbers
+    """Write the mask of the regions that are kept, their kinds and their new numbers, from top to bottom."""
+    renumbered, kinds = changes.numbers, changes.scene.kinds
     with (
         raster.create_mask(mask, grid) as to_mask,
         raster.create_numbers(numbers, grid.shape) as to_numbers,
     ):
         for strip, old in changes.regions.strips():
             new = renumbered[old]
-            codes = changes.codes[strip.slices]
+            codes = changes.scene.codes[strip.slices]
             to_numbers.write(strip, new)
+            if kinds:
+                own = np.where(new > 0, kinds.codes[strip.slices], 0)
+                own[codes == MASK_NODATA] = np.iinfo(kinds.codes.dtype).max
+                kinds.target.write(strip, own.astype(kinds.codes.dtype))
             to_mask.write(strip, np.where(codes == MASK_NODATA, codes, new > 0).astype(np.uint8))
 
 
-def describe_regions(changes: _Changes, source: ProbabilitySource, dates: tuple[str, str]) -> pd.DataFrame:
+def describe_regions(changes: _Changes, dates: tuple[str, str]) -> pd.DataFrame:
     """Describe the regions that are kept, one row each in the order of their new numbers, all but their place."""
     kept, count = changes.kept, int(changes.kept.sum())
-    mean, maximum = measure_probability(changes.regions, changes.sizes, source)
+    mean, maximum = measure_probability(changes.regions, changes.sizes, changes.scene.source)
     before, after = (pd.array([date or None] * count, dtype="string") for date in dates)
     return pd.DataFrame(
         {
@@ -223,9 +287,24 @@ def describe_regions(changes: _Changes, source: ProbabilitySource, dates: tuple[
             "max_probability": maximum[kept],
             "before_date": before,
             "after_date": after,
-            "touches_nodata": find_touching(changes.regions, changes.codes, diagonal=False)[kept],
+            **describe_kinds(changes),
+            "touches_nodata": find_touching(changes.regions, changes.scene.codes, diagonal=False)[kept],
         }
     )
+
+
+def describe_kinds(changes: _Changes) -> dict[str, Any]:
+    """Return the columns that say of what kind the regions are that are kept; none where there are no kinds."""
+    kinds = changes.scene.kinds
+    if kinds is None:
+        return {}
+    found = np.zeros(changes.regions.count + 1, kinds.codes.dtype)
+    for strip, numbers in changes.regions.strips():
+        found[numbers] = kinds.codes[strip.slices]
+    return {
+        name: pd.array([texts[kind] for kind in found[changes.kept].tolist()], dtype="string")
+        for name, texts in kinds.columns.items()
+    }
 
 
 def read_outlines(numbers: Path, mask: Path, count: int) -> NDArray[np.object_]:

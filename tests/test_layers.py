@@ -74,7 +74,18 @@ HEAVY = (
 LAYERS = (
     ("errors",),
     ("config", "plugins", "presets", "cluster"),
-    ("catalog", "windows", "seams", "coregistration", "radiometry", "probability", "regions", "metrics", "confusion"),
+    (
+        "catalog",
+        "windows",
+        "seams",
+        "coregistration",
+        "radiometry",
+        "probability",
+        "regions",
+        "metrics",
+        "confusion",
+        "transitions",
+    ),
     (
         "raster",
         "artifacts",
@@ -93,7 +104,7 @@ LAYERS = (
     ),
     ("pairing", "tiling", "augmentation", "losses", "samples", "checkpoint", "pretrained", "experiment"),
     ("training", "inference", "evaluation", "submission", "detection", "sweeping"),
-    ("mapping",),
+    ("from_to", "mapping"),
 )
 
 

@@ -63,7 +63,8 @@ def detect(
     """Find what changed between two rasters.
 
     Reads any two rasters of one place; no labels, no training. Writes OUT/ with probability.tif, mask.tif,
-    changes.gpkg, overview.png and report.json.
+    changes.gpkg, overview.png and report.json. With a --run of land cover also what changed into what: from_to.tif,
+    classes_before.tif, classes_after.tif and transitions.csv.
 
     Example: satdiff detect before.tif after.tif
 
@@ -152,4 +153,22 @@ def show_report(report: dict[str, Any]) -> None:
     table = Table(show_header=False, box=None)
     for name, text in mapping.summarize_report(report).items():
         table.add_row(name, text)
+    options.show(table)
+    if "transitions" in report:
+        show_transitions(report["transitions"])
+
+
+def show_transitions(transitions: dict[str, Any]) -> None:
+    """Print areas by class before (rows) and after (columns) as a table, without classes that neither date has."""
+    from rich.table import Table
+
+    rows = transitions["from"]
+    occurring = [name for name in rows if any(rows[name].values()) or any(row[name] for row in rows.values())]
+    spelling = "{:.2f}" if transitions["unit"] == "ha" else "{}"
+    table = Table(title=f"from (rows) to (columns) [{transitions['unit']}]", title_justify="left", box=None)
+    table.add_column("")
+    for name in occurring:
+        table.add_column(name, justify="right")
+    for name in occurring:
+        table.add_row(name, *(spelling.format(rows[name][other]) for other in occurring))
     options.show(table)

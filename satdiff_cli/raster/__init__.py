@@ -3,6 +3,7 @@
 from satdiff_cli.raster.composites import (
     STATISTICS_TAG,
     Composite,
+    cut_dates,
     elevation_path,
     write_statistics,
 )
@@ -30,7 +31,6 @@ from satdiff_cli.raster.files import (
     read_grid,
     read_palette,
     write_band,
-    write_class_map,
     write_scene,
 )
 from satdiff_cli.raster.grids import (
@@ -57,10 +57,14 @@ from satdiff_cli.raster.probabilities import (
 from satdiff_cli.raster.shapes import (
     MASK_COLOURS,
     MASK_NODATA,
+    StripWriter,
+    create_class_map,
     create_mask,
     create_numbers,
     read_shrunk_change,
+    read_shrunk_codes,
     trace_regions,
+    write_class_map,
 )
 from satdiff_cli.raster.warping import (
     PICTURE_CRS,
@@ -86,11 +90,14 @@ __all__ = [
     "Grid",
     "ProbabilityReader",
     "ProbabilityWriter",
+    "StripWriter",
     "bound_cache",
     "colour_names",
+    "create_class_map",
     "create_mask",
     "create_numbers",
     "create_raster",
+    "cut_dates",
     "describe_raster",
     "displace_mask",
     "elevation_path",
@@ -118,6 +125,7 @@ __all__ = [
     "read_palette",
     "read_probability",
     "read_shrunk_change",
+    "read_shrunk_codes",
     "read_valid_mask",
     "split_columns",
     "to_rasterio",

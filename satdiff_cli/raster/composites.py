@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Self
@@ -16,8 +16,8 @@ from rasterio.windows import Window as RasterioWindow
 from satdiff_cli.artifacts import ELEVATIONS_DIR
 from satdiff_cli.errors import RasterError
 from satdiff_cli.radiometry import ELEVATION, SceneStatistics
-from satdiff_cli.raster.files import BLOCK_PX, open_raster
-from satdiff_cli.raster.grids import grid_of, to_rasterio
+from satdiff_cli.raster.files import BLOCK_PX, create_raster, grid_profile, open_raster
+from satdiff_cli.raster.grids import grid_of, iterate_strips, to_rasterio
 from satdiff_cli.windows import Window
 
 STATISTICS_TAG = "SATDIFF_STATISTICS"
@@ -54,6 +54,7 @@ class Composite:
         bands: Names of the bands of a date.
         dates: Number of dates T.
         statistics: Moments of its bands.
+        dtype: Of its pixels.
         pixel_nbytes: Bytes of a pixel over all dates and bands.
 
     Raises:
@@ -78,6 +79,7 @@ class Composite:
         self.statistics = SceneStatistics.from_dict(json.loads(tag))
         self.bands = tuple(name.removeprefix("before_") for name in described if name.startswith("before_"))
         self.dates = len(described) // len(self.bands)
+        self.dtype = str(self._dataset.dtypes[0])
         self.pixel_nbytes = sum(np.dtype(dtype).itemsize for dtype in self._dataset.dtypes)
         self._heights: Any = None
         if with_elevation:
@@ -196,3 +198,31 @@ class Composite:
         except RasterioError as error:
             hint = "make it again with: satdiff pair DATA --overwrite"
             raise RasterError(f"{self.path} breaks off: {error.__cause__ or error}", hint) from error
+
+
+def cut_dates(composite: Path, out: Path, dates: Sequence[int], bands: Sequence[str]) -> None:
+    """Write some dates and bands of a composite as a composite of its own, strip by strip.
+
+    Args:
+        composite: The composite.
+        out: The GeoTIFF to write.
+        dates: Numbers of its dates, in the order of the new one; the first is its before date.
+        bands: Names of the bands of a date that it is to have, in its order; the composite has them all.
+    """
+    names = [f"{date}_{name}" for date in ("before", "after")[: len(dates)] for name in bands]
+    with Composite(composite) as source:
+        places = [date * len(source.bands) + source.bands.index(name) for date in dates for name in bands]
+        known = source.statistics
+        statistics = SceneStatistics(
+            known.count,
+            tuple(known.mean[place] for place in places),
+            tuple(tuple(known.covariance[row][col] for col in places) for row in places),
+        )
+        height, width = source.grid.shape
+        profile = grid_profile(source.grid, len(places), source.dtype) | {"interleave": "pixel", "zlevel": 1}
+        with create_raster(out, profile, with_mask=True) as target:
+            for strip in iterate_strips(height, width, BLOCK_PX):
+                target.write(source.read(strip)[places], window=to_rasterio(strip))
+                target.write_mask(source.read_valid(strip), window=to_rasterio(strip))
+            target.descriptions = names
+            write_statistics(target, statistics, valid_percent=100 * known.count / (height * width))

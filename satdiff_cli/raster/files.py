@@ -3,19 +3,16 @@
 import re
 import shutil
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from xml.etree import ElementTree
 
-import numpy as np
 import rasterio
 from numpy.typing import NDArray
 from rasterio._err import CPLE_BaseError
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 
-from satdiff_cli.catalog import LandClass
 from satdiff_cli.errors import OutputError, RasterError
 from satdiff_cli.raster.grids import Grid, grid_of, iterate_strips, split_columns, to_rasterio
 from satdiff_cli.windows import Window
@@ -204,27 +201,6 @@ def write_band(
         target.set_band_description(1, description)
         if colormap:
             target.write_colormap(1, dict(colormap))
-
-
-def write_class_map(
-    path: Path, ids: NDArray[np.uint8], grid: Grid, classes: Sequence[LandClass], *, nodata: int
-) -> None:
-    """Write a map of class ids (H, W) as a GeoTIFF with a colour table.
-
-    The names of the classes stand in tags of the band, and, as GDAL's categories, in ``<name>.aux.xml`` beside it.
-    """
-    profile = grid_profile(grid, 1, "uint8") | {"nodata": nodata}
-    with create_raster(path, profile) as target:
-        target.write(ids, 1)
-        target.set_band_description(1, "class")
-        target.write_colormap(1, {item.id: (*item.colour, 255) for item in classes} | {nodata: (0, 0, 0, 0)})
-        target.update_tags(1, **{f"CLASS_{item.id}": item.name for item in classes})
-    root = ElementTree.Element("PAMDataset")
-    band = ElementTree.SubElement(root, "PAMRasterBand", band="1")
-    names = ElementTree.SubElement(band, "CategoryNames")
-    for item in classes:
-        ElementTree.SubElement(names, "Category").text = item.name
-    ElementTree.ElementTree(root).write(path.with_name(f"{path.name}.aux.xml"), encoding="utf-8")
 
 
 def write_scene(path: Path, pixels: NDArray[Any], grid: Grid) -> None:

@@ -1,15 +1,18 @@
-"""Masks of change and numbered regions as raster files, and the outlines of regions."""
+"""Masks of change, maps of classes and numbered regions as raster files, and the outlines of regions."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import rasterio
 import rasterio.features
 from numpy.typing import NDArray
 
+from satdiff_cli.catalog import LandClass
+from satdiff_cli.probability import encode_probability
 from satdiff_cli.raster.files import BLOCK_PX, create_raster, grid_profile, open_raster
 from satdiff_cli.raster.grids import Grid, iterate_strips, to_rasterio
 from satdiff_cli.raster.probabilities import open_probability
@@ -45,9 +48,52 @@ def create_mask(path: Path, grid: Grid) -> Iterator[StripWriter]:
         target.set_band_description(1, "change")
         target.write_colormap(1, MASK_COLOURS)
         yield StripWriter(target)
-        halvings = (max(grid.shape) // BLOCK_PX).bit_length()
-        if halvings:
-            target.build_overviews([2**level for level in range(1, halvings + 1)], rasterio.enums.Resampling.nearest)
+        build_overviews(target, grid)
+
+
+def build_overviews(target: Any, grid: Grid) -> None:
+    """Add overviews of the nearest pixel to a raster that is written, down to one block."""
+    halvings = (max(grid.shape) // BLOCK_PX).bit_length()
+    if halvings:
+        target.build_overviews([2**level for level in range(1, halvings + 1)], rasterio.enums.Resampling.nearest)
+
+
+@contextmanager
+def create_class_map(path: Path, grid: Grid, classes: Sequence[LandClass], *, nodata: int) -> Iterator[StripWriter]:
+    """Create a map of class ids with a colour table and overviews: uint8, or uint16 where ``nodata`` needs it.
+
+    The names of the classes stand in tags of the band, and, as GDAL's categories, in ``<name>.aux.xml`` beside it.
+
+    Args:
+        path: The GeoTIFF.
+        grid: Its grid.
+        classes: Classes with the ids 0, 1, 2, …; those without a name do not occur.
+        nodata: Id of pixels that are not valid.
+
+    Raises:
+        OutputError: The file cannot be written to its end.
+    """
+    dtype = np.min_scalar_type(nodata).name
+    with create_raster(path, grid_profile(grid, 1, dtype) | {"nodata": nodata}) as target:
+        target.set_band_description(1, "class")
+        target.write_colormap(1, {item.id: (*item.colour, 255) for item in classes} | {nodata: (0, 0, 0, 0)})
+        target.update_tags(1, **{f"CLASS_{item.id}": item.name for item in classes if item.name})
+        yield StripWriter(target)
+        build_overviews(target, grid)
+    root = ElementTree.Element("PAMDataset")
+    band = ElementTree.SubElement(root, "PAMRasterBand", band="1")
+    names = ElementTree.SubElement(band, "CategoryNames")
+    for item in classes:
+        ElementTree.SubElement(names, "Category").text = item.name
+    ElementTree.ElementTree(root).write(path.with_name(f"{path.name}.aux.xml"), encoding="utf-8")
+
+
+def write_class_map(
+    path: Path, ids: NDArray[np.uint8], grid: Grid, classes: Sequence[LandClass], *, nodata: int
+) -> None:
+    """Write a whole map of class ids (H, W) as ``create_class_map`` does."""
+    with create_class_map(path, grid, classes, nodata=nodata) as target:
+        target.write(Window(0, 0, *ids.shape), ids)
 
 
 @contextmanager
@@ -106,3 +152,29 @@ def read_shrunk_change(
                 of_change = np.where(codes == 1, reader.read(strip)[0], np.float32(-1))
                 np.maximum.at(peak, rows, np.maximum.reduceat(of_change, first_cols, axis=1))
     return np.where(peak < 0, np.float32(np.nan), peak), seen
+
+
+def read_shrunk_codes(codes: Path, probability: Path, shape: tuple[int, int]) -> NDArray[np.int32]:
+    """Read codes of change on a smaller grid of the same area so that no change is lost, however small.
+
+    Args:
+        codes: What ``create_class_map`` wrote: 0 is no change.
+        probability: Probability raster of the same grid.
+        shape: Height h and width w of the smaller grid [px], at most the map's own.
+
+    Returns:
+        int32 (h, w): the code of the most probable change under each pixel, 0 where there is none, -1 where no pixel
+        is valid.
+    """
+    found = np.full(shape, -1, np.int64)
+    with open_raster(codes) as dataset, open_probability(probability) as reader:
+        height, width = dataset.shape
+        first_cols = -(-np.arange(shape[1]) * width // shape[1])
+        for strip in iterate_strips(height, width, BLOCK_PX):
+            values = dataset.read(1, window=to_rasterio(strip)).astype(np.int64)
+            steps = encode_probability(reader.read(strip)[0]).astype(np.int64)
+            ranks = np.where(values > 0, (steps << 16) | values, 0)  # by probability, then by code
+            ranks[values == dataset.nodata] = -1
+            rows = np.arange(strip.row, strip.row + strip.height) * shape[0] // height
+            np.maximum.at(found, rows, np.maximum.reduceat(ranks, first_cols, axis=1))
+    return np.where(found > 0, found & 0xFFFF, found).astype(np.int32)
