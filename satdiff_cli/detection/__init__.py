@@ -18,6 +18,7 @@ from satdiff_cli.detection.patches import ChangeModel, Sample
 from satdiff_cli.detection.sampling import Part, read_rows, read_sample, split_part
 from satdiff_cli.detection.thresholds import (
     ScoreCurve,
+    find_floor,
     find_threshold,
     fit_mixture,
     make_curve,
@@ -212,18 +213,25 @@ def learn(composite: Composite, config: DetectionConfig) -> Learnt:
     patches = [part.normalize(relative) for part in parts]
     evidence = measure_evidence(patches)
     model: ChangeModel = detector.fit(Sample(patches, composite.bands, config.seed))
-    scores = np.concatenate([model.score(patch)[patch.scored] for patch in patches])
-    curve, threshold = calibrate(scores, config, is_chi_square=detector.IS_CHI_SQUARE)
+    scored = [model.score(patch) for patch in patches]
+    scores = np.concatenate([score[patch.scored] for score, patch in zip(scored, patches, strict=True)])
+    unchanged = np.concatenate(
+        [score[patch.scored & mask] for score, patch, mask in zip(scored, patches, evidence.unchanged, strict=True)]
+    )
+    floor = find_floor(unchanged, evidence.share)
+    parting = max(floor, find_threshold(config.threshold, scores, share=evidence.share))
+    curve, threshold = calibrate(scores, parting, config, is_chi_square=detector.IS_CHI_SQUARE)
     if not evidence.is_changed:
         curve, threshold = curve.below_half(), 0.5
     return Learnt(method, reason, Scorer(relative, model, detector.MARGIN_PX, curve), threshold, evidence)
 
 
-def calibrate(scores: NDArray[np.float32], config: DetectionConfig, *, is_chi_square: bool) -> tuple[ScoreCurve, float]:
+def calibrate(
+    scores: NDArray[np.float32], parting: float, config: DetectionConfig, *, is_chi_square: bool
+) -> tuple[ScoreCurve, float]:
     """Find how scores map to probabilities, and from which probability pixels count as changed."""
     if not scores.max() > 0:
         return ScoreCurve(np.zeros(1, np.float32), np.zeros(1, np.float32)), 0.5
-    parting = find_threshold(config.threshold, scores)
     mixture = fit_mixture(scores, parting)
     if config.false_alarms is not None:
         mixture = refine_mixture(scores, mixture)

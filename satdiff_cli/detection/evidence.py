@@ -1,7 +1,7 @@
 """Tell whether a pair shows any change at all, or only noise and what a residual shift or blur leaves. Pure."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,8 +15,9 @@ _COHERENT = 0.5
 _STRONG = 3.0  # times the median energy
 _LEAST_DIFFERENCE = 0.02  # deviations of a band: less is rounding and what light was not explained
 _LEAST_PX = 9  # 3 × 3: what an opening leaves at least
-# Changed areas must cover this share of the scene.
-LEAST_SHARE = 3e-4
+# Changed areas must cover this share of the sample, or so many pixels where that is less.
+LEAST_SHARE, ENOUGH_PX = 3e-4, 50
+_AROUND_PX = 5  # how far an area reaches into the scores around it
 _ROUNDS = 2  # after the first
 _KEPT_PERCENT = 90.0  # of the squares, those of least energy, tell the shift: change would pull at it
 _LIGHT_RANGE = 3.0  # deviations, beyond which a cubic function is not trusted
@@ -33,11 +34,13 @@ class Evidence:
         separability: Share of such pixels among those that differ strongly at all, in [0, 1]: 0 for noise, and for the
             thin lines that a residual shift leaves along edges, whose sign changes from one side to the other.
         is_changed: Whether there is enough of them to speak of change.
+        unchanged: For each patch the pixels that are not near such areas, bool (H, W).
     """
 
     share: float
     separability: float
     is_changed: bool
+    unchanged: tuple[NDArray[np.bool_], ...] = field(default=(), compare=False)
 
 
 def measure_evidence(patches: Sequence[Patch]) -> Evidence:
@@ -53,17 +56,19 @@ def measure_evidence(patches: Sequence[Patch]) -> Evidence:
     ]
     energy = np.concatenate([total[mask] for (_, total), mask in zip(means, inside, strict=True)])
     if energy.size < _LEAST_PX:
-        return Evidence(0.0, 0.0, is_changed=False)
+        return Evidence(0.0, 0.0, is_changed=False, unchanged=tuple(patch.valid for patch in patches))
     strong = max(_STRONG * float(np.median(energy)), _LEAST_DIFFERENCE**2 * len(patches[0].before))
     coherent_px = strong_px = 0
+    unchanged = []
     for (coherent, total), mask in zip(means, inside, strict=True):
         is_strong = (total > strong) & mask
         areas = ndimage.binary_opening(is_strong & (coherent > _COHERENT * total), np.ones((3, 3), bool))
         strong_px += int(np.count_nonzero(is_strong))
         coherent_px += int(np.count_nonzero(areas))
-    share = coherent_px / energy.size
-    is_changed = coherent_px >= _LEAST_PX and share >= LEAST_SHARE
-    return Evidence(share, coherent_px / max(strong_px, 1), is_changed)
+        unchanged.append(~ndimage.binary_dilation(areas, iterations=_AROUND_PX))
+    enough_px = max(_LEAST_PX, min(LEAST_SHARE * energy.size, ENOUGH_PX))
+    is_changed = coherent_px >= enough_px
+    return Evidence(coherent_px / energy.size, coherent_px / max(strong_px, 1), is_changed, tuple(unchanged))
 
 
 def area_energy(

@@ -14,8 +14,14 @@ from skimage.filters import threshold_otsu
 from satdiff_cli.config import ThresholdKind
 from satdiff_cli.probability import PROBABILITY_STEPS
 
-# Scores beyond are counted as this: a cloud or a broken line would draw the threshold to itself.
+# Scores beyond this percentile are counted as this: a cloud or a broken line would draw the threshold to itself.
 _CEILING_PERCENT = 99.9
+# Of what is called change no more than this share may be unchanged pixels, if those are gamma distributed.
+_FALSE_SHARE = 0.1
+_LEAST_RATE = 1e-6
+# Percentiles that the bulk of unchanged pixels is told by: what changed unseen hardly moves them.
+_BULK_PERCENT = (20.0, 60.0)
+_SHAPES = np.geomspace(0.1, 50, 200)
 _BINS = 512
 _ROUNDS = 200
 _TOLERANCE = 1e-6
@@ -91,15 +97,38 @@ class ScoreCurve:
         return float(min(max(step, 1), PROBABILITY_STEPS) - 0.5) / PROBABILITY_STEPS
 
 
-def find_threshold(kind: ThresholdKind, scores: NDArray[np.floating]) -> float:
+def find_floor(unchanged: NDArray[np.floating], share: float) -> float:
+    """Find the score below which nothing is change, however rare change is: both rules expect two groups of some size.
+
+    The bulk of the unchanged pixels is described by a gamma distribution of their squares, and so many of them may lie
+    above as are a tenth of the areas of change.
+
+    Args:
+        unchanged: Scores (n,) of pixels away from areas of change.
+        share: Share of the pixels that lie in areas of change.
+    """
+    if unchanged.size == 0:
+        return 0.0
+    low, high = np.percentile(np.square(unchanged, dtype=np.float64), _BULK_PERCENT)
+    if not 0 < low < high:
+        return 0.0
+    quantiles = stats.gamma.ppf(np.array(_BULK_PERCENT)[:, None] / 100, _SHAPES)
+    nearest = int(np.argmin(np.abs(np.log(quantiles[1] / quantiles[0]) - np.log(high / low))))
+    rate = max(_FALSE_SHARE * share, _LEAST_RATE)
+    return float(np.sqrt(stats.gamma.isf(rate, _SHAPES[nearest], scale=high / quantiles[1, nearest])))
+
+
+def find_threshold(kind: ThresholdKind, scores: NDArray[np.floating], *, share: float = 1.0) -> float:
     """Find the score that parts unchanged pixels from change.
 
     Args:
         kind: ``otsu`` looks for the greatest variance between the two groups (Otsu 1979), ``kmeans`` for the point
             halfway between their means.
         scores: Scores (n,), n > 0.
+        share: Share of the pixels that surely changed; the highest scores are not cut off by more than half of it.
     """
-    values = np.minimum(scores, np.percentile(scores, _CEILING_PERCENT)).astype(np.float64)
+    ceiling = max(_CEILING_PERCENT, 100 - 50 * share)
+    values = np.minimum(scores, np.percentile(scores, ceiling)).astype(np.float64)
     low, high = float(values.min()), float(values.max())
     if not low < high:
         return high
