@@ -133,7 +133,11 @@ def make_change_map(
         with watch.stage("overview"):
             change = transitions.describe_kinds(folder / from_to.CODES_NAME) if transitions else mask
             pictures.draw_overview(composite, probability, change, folder / OVERVIEW_NAME, dates=dates)
-    notes = (*note_inputs(summary, statistics, (before, after)), *found.notes)
+    notes = (
+        *note_inputs(summary, statistics, (before, after)),
+        *note_alpha((*before, *after), summary.bands),
+        *found.notes,
+    )
     report = {
         "before": describe_scene(before, dates[0]),
         "after": describe_scene(after, dates[1]),
@@ -145,7 +149,7 @@ def make_change_map(
         **({"transitions": transitions.as_dict()} if transitions else {}),
         "notes": notes,
         "seconds": {name: round(seconds, 2) for name, seconds in watch.seconds.items()},
-        "files": sorted(path.name for path in folder.iterdir()),
+        "files": sorted([*(path.name for path in folder.iterdir()), REPORT_NAME]),
     }
     artifacts.write_json(folder / REPORT_NAME, report)
     return report
@@ -211,10 +215,12 @@ def check_enough(composite: Path, paths: Scene) -> SceneStatistics:
 
 
 def detect_change(composite: Path, probability: Path, config: MapConfig) -> Found:
-    """Find change without labels."""
+    """Find change without labels; a threshold that was given counts only where there is any change."""
     detection = detect(composite, probability, config.detection)
-    threshold = detection.threshold if config.threshold is None else config.threshold
-    return Found(threshold, {"detection": detection.as_dict()}, tuple(detection.notes))
+    facts = {name: value for name, value in detection.as_dict().items() if name not in ("threshold", "changed_px")}
+    if config.threshold is None or not detection.is_changed:
+        return Found(detection.threshold, {"detection": facts}, tuple(detection.notes))
+    return Found(config.threshold, {"detection": facts | {"threshold_by": "as given"}}, tuple(detection.notes))
 
 
 def predict_change(composite: Path, probability: Path, config: MapConfig) -> Found:
@@ -261,6 +267,18 @@ def note_inputs(summary: CompositeSummary, statistics: SceneStatistics, scenes: 
         notes.append(summary.registration.describe())
     if summary.left_out:
         notes.append(f"only one date has the bands {', '.join(summary.left_out)}: left out")
+    return notes
+
+
+def note_alpha(paths: Scene, bands: Sequence[str]) -> list[str]:
+    """Say which files have a band that counts as alpha, as many tools make one of the near infrared."""
+    notes = []
+    for path in dict.fromkeys(paths):
+        with raster.open_raster(path) as dataset:
+            images = raster.image_bands(dataset, keep_alpha=False)
+        if len(images) < dataset.count and len(bands) <= len(images):
+            names = "red,green,blue,nir" if dataset.count == 4 else "NAME,…"
+            notes.append(f"{path.name}: a band tagged alpha says what was observed; --bands {names} if it is an image")
     return notes
 
 

@@ -77,6 +77,10 @@ def detect(
     from satdiff_cli.vectors import Area, PolygonOptions
 
     rule, cut = parse_threshold(threshold)
+    if false_alarms is not None:
+        options.refuse_idle(
+            {"--threshold": threshold != ""}, needs="beside --false-alarms, which sets it", hint="give one of the two"
+        )
     if run is not None:
         options.refuse_idle(
             {

@@ -16,6 +16,7 @@ from satdiff_cli.raster import (
     PICTURE_CRS,
     Grid,
     displace_mask,
+    displaced_reach,
     intersect_grids,
     is_whole_pixel_shift,
     naming,
@@ -123,7 +124,7 @@ def align_file(
     kernel: Resampling = "nearest" if is_shift else resampling
     if not valid.all() and kernel != "nearest":
         step = max(1.0, *pixel_size_ratio(target, grid))
-        reach = math.ceil(_KERNEL_RADIUS[kernel] * step)
+        reach = math.ceil(_KERNEL_RADIUS[kernel] * step) if field is None else displaced_reach(kernel, step)
         valid = ndimage.minimum_filter(valid, size=2 * reach + 1, mode="nearest")  # a square, as the kernel is one
     if field is None:
         warped = stack.enter_context(open_warped(file.dataset, grid, target, kernel))

@@ -90,14 +90,14 @@ def read_bands(aligned: Aligned, places: list[int], window: Window) -> NDArray[A
 
 def decide(estimate: ShiftEstimate, config: CoregistrationConfig) -> Registration:
     """Decide from a measured shift whether the after date is corrected."""
-    if config.mode == "none":
-        return Registration(estimate, "none", "not corrected, as asked")
-    if not estimate.is_reliable:
-        return Registration(estimate, "none", "not corrected, as the dates resemble each other too little", True)
-    if estimate.distance > config.max_shift:
-        return Registration(estimate, "none", f"not corrected, as it is above {config.max_shift:g} px", True)
     field = estimate.field
     largest = estimate.distance if field is None else float(np.hypot(*field.shifts).max())
+    if not estimate.is_reliable:
+        return Registration(estimate, "none", "not corrected, as the dates resemble each other too little", True)
+    if largest > config.max_shift:
+        return Registration(estimate, "none", f"not corrected, as it is above {config.max_shift:g} px", True)
+    if config.mode == "none":
+        return Registration(estimate, "none", "not corrected, as asked")
     if largest < config.min_shift:
         return Registration(estimate, "none", f"below {config.min_shift:g} px, nothing to correct")
     return Registration(estimate, "global" if field is None else "local")

@@ -34,7 +34,7 @@ def choose_method(bands: int, valid_px: int) -> tuple[str, str]:
     """
     needed_px = _PIXELS_PER_ENTRY * (2 * bands) ** 2
     if bands < _MANY_BANDS:
-        return "pca-kmeans", f"with {bands} of at least {_MANY_BANDS} bands, the pixels around tell more"
+        return "pca-kmeans", f"{bands} bands say little of a pixel without those around it"
     if valid_px < needed_px:
         return "cva", f"{valid_px} of at least {needed_px} valid pixels are too few to relate {bands} bands"
     return "irmad", f"with {bands} bands, what relates them between the dates can be told from change"

@@ -112,7 +112,7 @@ def find_floor(unchanged: NDArray[np.floating], share: float) -> float:
     low, high = np.percentile(np.square(unchanged, dtype=np.float64), _BULK_PERCENT)
     if not 0 < low < high:
         return 0.0
-    quantiles = stats.gamma.ppf(np.array(_BULK_PERCENT)[:, None] / 100, _SHAPES)
+    quantiles = np.asarray(stats.gamma.ppf(np.array(_BULK_PERCENT)[:, None] / 100, _SHAPES))
     nearest = int(np.argmin(np.abs(np.log(quantiles[1] / quantiles[0]) - np.log(high / low))))
     rate = max(_FALSE_SHARE * share, _LEAST_RATE)
     return float(np.sqrt(stats.gamma.isf(rate, _SHAPES[nearest], scale=high / quantiles[1, nearest])))

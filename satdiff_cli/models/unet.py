@@ -1,6 +1,7 @@
 """One image, one encoder, one decoder: U-Net (Ronneberger et al. 2015) or any other of segmentation-models-pytorch."""
 
 import segmentation_models_pytorch as smp
+import torch
 from torch import Tensor, nn
 
 from satdiff_cli.checkpoint import ModelCard
@@ -28,6 +29,10 @@ class Unet(nn.Module):
         outputs = classes + heights
         base = smp.create_model(decoder, encoder, encoder_weights=None, in_channels=channels, classes=outputs)
         self.encoder, self.decoder, self.head = base.encoder, base.decoder, base.segmentation_head
+        # Heights begin at 0: from random ones their weighted error would outweigh that of the classes for an epoch.
+        with torch.no_grad():
+            self.head[0].weight[classes:] = 0
+            self.head[0].bias[classes:] = 0
 
     def forward(self, image: Tensor) -> Tensor:
         """Return logits (N, classes, H, W) for an image (N, channels, H, W); in training followed by the height."""

@@ -12,6 +12,7 @@ from satdiff_cli.raster.describing import (
 )
 from satdiff_cli.raster.displaced import (
     displace_mask,
+    displaced_reach,
     open_displaced,
 )
 from satdiff_cli.raster.files import (
@@ -100,6 +101,7 @@ __all__ = [
     "cut_dates",
     "describe_raster",
     "displace_mask",
+    "displaced_reach",
     "elevation_path",
     "gdal_name",
     "geographic_bounds",

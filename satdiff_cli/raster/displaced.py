@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from rasterio.windows import Window as RasterioWindow
 
 from satdiff_cli.config import Resampling
-from satdiff_cli.raster.grids import Grid, iterate_strips, pixel_size_ratio, to_rasterio
+from satdiff_cli.raster.grids import Grid, iterate_strips, pixel_size_ratio, split_columns, to_rasterio
 from satdiff_cli.windows import Window
 
 # Positions are computed at every so many pixels, and linearly in between.
@@ -23,7 +23,8 @@ _KERNELS = {
     "cubic": cv2.INTER_CUBIC,
     "lanczos": cv2.INTER_LANCZOS4,
 }
-_REACH_PX = 5  # of the widest kernel, and one more
+_RADIUS_PX = {"nearest": 0, "bilinear": 1, "cubic": 2, "lanczos": 4}
+_PART_COLS = 4096  # OpenCV takes no more than 32 766 columns
 _STRIP_ROWS = 256
 _FRACTIONS = 1024  # of a pixel, to which positions are rounded, so that they are the same counted from any window
 _OPENCV_DTYPES = ("uint8", "uint16", "int16", "float32", "float64")
@@ -65,9 +66,12 @@ class DisplacedView:
     def read(self, indexes: Sequence[int], window: RasterioWindow) -> NDArray[Any]:
         """Read bands in a window, (bands, h, w) in the dataset's dtype; 0 where it shows nothing."""
         place = Window(int(window.row_off), int(window.col_off), int(window.height), int(window.width))
+        return np.concatenate([self._read_part(indexes, part) for part in split_columns(place, _PART_COLS)], axis=2)
+
+    def _read_part(self, indexes: Sequence[int], place: Window) -> NDArray[Any]:
         rows, cols = locate_pixels(self.grid, self.target, self.shifts, place)
         step = max(1.0, *pixel_size_ratio(self.target, self.grid))
-        source = enclose(rows, cols, self.grid, margin=math.ceil(_REACH_PX * step))
+        source = enclose(rows, cols, self.grid, margin=displaced_reach(self.resampling, step) + 1)
         dtype = self.dataset.dtypes[indexes[0] - 1]
         if source is None:
             return np.zeros((len(indexes), place.height, place.width), dtype)
@@ -87,6 +91,17 @@ class DisplacedView:
         )
         is_whole = np.issubdtype(np.dtype(dtype), np.integer)
         return (np.rint(moved) if is_whole and moved.dtype.kind == "f" else moved).astype(dtype, copy=False)
+
+
+def displaced_reach(resampling: Resampling, step: float) -> int:
+    """Say how far a displaced view looks around a place, averaging before it included.
+
+    Args:
+        resampling: Kernel.
+        step: Pixels of the dataset that one of the target spans [px].
+    """
+    averaged = 2 * step if step > 1 and resampling != "nearest" else 0  # four standard deviations
+    return math.ceil(_RADIUS_PX[resampling] + averaged)
 
 
 def open_displaced(dataset: Any, grid: Grid, target: Grid, shifts: Shifts, resampling: Resampling) -> DisplacedView:

@@ -13,6 +13,8 @@ from scipy import ndimage
 from satdiff_cli.config import Resampling, Zeros
 from satdiff_cli.raster.grids import Grid, iterate_strips, to_rasterio
 
+_TOLERANCE_PX = 0.01  # of positions between coordinate systems, which GDAL interpolates
+
 # Coordinates within a picture, to warp between grids that lie nowhere on Earth.
 PICTURE_CRS = 'LOCAL_CS["picture",UNIT["metre",1]]'
 
@@ -96,6 +98,7 @@ def open_warped(dataset: Any, grid: Grid, target: Grid, resampling: Resampling) 
         width=target.width,
         resampling=rasterio.enums.Resampling[resampling],
         warp_mem_limit=256,
+        tolerance=_TOLERANCE_PX,
     )
 
 
