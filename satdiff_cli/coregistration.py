@@ -6,7 +6,7 @@ A shift (dy, dx) [px of the before grid] says that ground seen at (row, col) of 
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -32,6 +32,7 @@ _GRADIENT_PX = 1.0  # smoothing of the gradients
 _TAPER = 0.25  # share of a probe's side along which its edge fades
 _AGREEMENT_PX = 3.0  # a probe this near to the consensus agrees with it: ground is not quite flat, nor cameras rigid
 _UPSAMPLING = 50  # steps per pixel
+_DIGITS = 3  # of a shift [px], so that machines and numbers of threads, which round in other ways, resample alike
 _RMS_PER_MEDIAN = 1 / math.sqrt(math.log(2))  # of the distances of points scattered normally in a plane
 _MIN_FIELD_PROBES = 6
 _NODES_PER_AXIS = 17  # of a field
@@ -165,9 +166,10 @@ def estimate_shift(read: ReadPair, shape: tuple[int, int], config: Coregistratio
     if config.mode == "local":
         centers = np.array([probe.center for probe in probes])
         field = fit_field(centers[agrees], shifts[agrees], shift)
+        field = replace(field, shifts=field.shifts.round(_DIGITS))
     return ShiftEstimate(
-        dy=float(shift[0]),
-        dx=float(shift[1]),
+        dy=round(float(shift[0]), _DIGITS),
+        dx=round(float(shift[1]), _DIGITS),
         spread=spread,
         reliability=max(0.0, float(certainty)),
         probes=int(is_used.sum()),

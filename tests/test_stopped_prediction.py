@@ -352,10 +352,13 @@ def test_workers_of_a_cluster_make_the_same_files_though_one_is_killed(project: 
     assert len(whole) == PAIRS + 1
 
 
-def test_pairing_on_a_cluster_makes_the_same_composites(scenes_root: Path, project_root: Path, tmp_path: Path) -> None:
+def test_pairing_on_a_cluster_makes_the_same_composites(scenes_root: Path, tmp_path: Path) -> None:
     pytest.importorskip("ray")
-    root = Path(shutil.copytree(scenes_root, tmp_path / "project"))
-    succeed("pair", "data", "--engine", "ray", cwd=root)
-    assert (root / "data" / "pairs.csv").read_bytes() == (project_root / "data" / "pairs.csv").read_bytes()
-    for path in sorted((project_root / "data" / "composites").glob("*.tif")):
-        assert (root / "data" / "composites" / path.name).read_bytes() == path.read_bytes()
+    alone, spread = (Path(shutil.copytree(scenes_root, tmp_path / name)) for name in ("alone", "spread"))
+    succeed("pair", "data", cwd=alone)
+    succeed("pair", "data", "--engine", "ray", cwd=spread)
+    assert (spread / "data" / "pairs.csv").read_bytes() == (alone / "data" / "pairs.csv").read_bytes()
+    composites = sorted((alone / "data" / "composites").glob("*.tif"))
+    assert composites
+    for path in composites:
+        assert (spread / "data" / "composites" / path.name).read_bytes() == path.read_bytes()
