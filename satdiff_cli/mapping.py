@@ -166,16 +166,14 @@ def choose_composite(config: MapConfig) -> CompositeConfig:
 
 
 def check_files(paths: Scene) -> None:
-    """Refuse what is missing, or a folder.
+    """Refuse a folder.
 
     Raises:
-        RasterError: A path is.
+        RasterError: A path is one.
     """
     for path in paths:
         if path.is_dir():
             raise RasterError(f"{path} is a folder, expected a raster file", "name one file for each date")
-        if not path.exists() and not str(path).startswith("/vsi"):
-            raise RasterError(f"{path} does not exist", "satdiff detect BEFORE.tif AFTER.tif")
 
 
 def read_dates(before: Scene, after: Scene, given: tuple[str, str]) -> tuple[str, str]:

@@ -185,6 +185,12 @@ def test_dark_pixels_at_the_border_can_be_said_to_be_seen(tmp_path: Path) -> Non
         assert json.loads((tmp_path / zeros / "report.json").read_text())["valid_percent"] == pytest.approx(percent)
 
 
+def test_a_part_of_a_file_is_named_as_gdal_names_it(tmp_path: Path, pair: synthetic.SyntheticPair) -> None:
+    before, after = write_pair(tmp_path, pair)
+    succeed("detect", f"GTIFF_DIR:1:{before}", after, cwd=tmp_path)
+    assert read_map(tmp_path / "change")["changes"]["valid_px"] > 0
+
+
 def test_json_is_the_report(tmp_path: Path, pair: synthetic.SyntheticPair) -> None:
     before, after = write_pair(tmp_path, pair)
     outcome = succeed("detect", before, after, "--json", "--threshold", "0.9", "--coregister", "none", cwd=tmp_path)
@@ -261,6 +267,11 @@ def text(path: Path) -> Path:
     return path
 
 
+def palette(path: Path) -> Path:
+    Image.fromarray(noise(bands=1)[0].astype(np.uint8)).convert("P").save(path.with_suffix(".png"))
+    return path.with_suffix(".png").rename(path)
+
+
 def folder(path: Path) -> Path:
     path.mkdir()
     return path
@@ -285,6 +296,12 @@ BAD: dict[str, tuple[str, Writer, Writer]] = {
     "one pixel": ("1 valid pixels in common", one_pixel, one_pixel),
     "a folder": ("is a folder", folder, good),
     "missing": ("does not exist", lambda path: path, good),
+    "a palette": ("numbers of colours", palette, good),
+    "complex numbers": (
+        "complex numbers",
+        lambda path: write(path, noise().astype(np.complex64), SMALL_GRID),
+        good,
+    ),
     "no raster": ("cannot be read as a raster", text, good),
     "a broken block": (
         "cannot be read as a raster",

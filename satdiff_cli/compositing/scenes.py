@@ -18,6 +18,7 @@ from satdiff_cli.raster import (
     Grid,
     colour_names,
     grid_of,
+    has_palette,
     image_bands,
     intersect_grids,
     naming,
@@ -75,11 +76,25 @@ class JoinedBands:
 def open_scene(stack: ExitStack, paths: Scene, names: Sequence[str], zeros: Zeros = "border") -> tuple[SceneFile, ...]:
     """Open the files of a scene, in order; names for all bands say that none of them is an alpha band."""
     datasets = [stack.enter_context(open_raster(path)) for path in paths]
+    for path, dataset in zip(paths, datasets, strict=True):
+        check_kind(path, dataset)
     keep_alpha = len(names) == sum(dataset.count for dataset in datasets)
     return tuple(
         SceneFile(path, dataset, grid_of(dataset), image_bands(dataset, keep_alpha=keep_alpha), zeros)
         for path, dataset in zip(paths, datasets, strict=True)
     )
+
+
+def check_kind(path: Path, dataset: Any) -> None:
+    """Refuse files whose values are no light.
+
+    Raises:
+        RasterError: They are numbers of colours, or complex.
+    """
+    if has_palette(dataset):
+        raise RasterError(f"{path} holds numbers of colours in a table", "gdal_translate -expand rgb IN OUT")
+    if any(dtype.startswith("complex") for dtype in dataset.dtypes):
+        raise RasterError(f"{path} holds complex numbers", "take their amplitude or intensity first")
 
 
 def split_composite(

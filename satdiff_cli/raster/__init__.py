@@ -70,6 +70,7 @@ from satdiff_cli.raster.shapes import (
 from satdiff_cli.raster.warping import (
     PICTURE_CRS,
     colour_names,
+    has_palette,
     image_bands,
     is_masked,
     open_warped,
@@ -107,6 +108,7 @@ __all__ = [
     "geographic_bounds",
     "grid_of",
     "grid_profile",
+    "has_palette",
     "image_bands",
     "intersect_grids",
     "is_masked",

@@ -56,7 +56,7 @@ def open_raster(path: Path, *, num_threads: int = 1) -> Iterator[Any]:
     Raises:
         RasterError: The file is missing, is no raster, or breaks off.
     """
-    if not path.exists() and not str(path).startswith("/vsi"):
+    if not path.exists() and ":" not in str(path) and not str(path).startswith("/vsi"):  # NETCDF:"a.nc":red is no file
         raise RasterError(f"{path} does not exist", "check the path, or the table that names it")
     options = {"NUM_THREADS": num_threads} if num_threads > 1 else {}
     with naming(path), rasterio.open(gdal_name(str(path)), **options) as dataset:

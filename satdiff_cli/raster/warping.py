@@ -24,6 +24,11 @@ def is_masked(dataset: Any) -> bool:
     return any(MaskFlags.all_valid not in flags for flags in dataset.mask_flag_enums)
 
 
+def has_palette(dataset: Any) -> bool:
+    """Whether the values of the first band are places in a table of colours."""
+    return bool(dataset.colorinterp[0] == ColorInterp.palette)
+
+
 def image_bands(dataset: Any, *, keep_alpha: bool) -> list[int]:
     """Return the 1-based numbers of the bands that hold an image, i.e. all but alpha.
 
