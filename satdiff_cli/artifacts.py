@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from satdiff_cli import __version__
 from satdiff_cli.errors import ArtifactError, KeyMismatchError, OutputExistsError
+from satdiff_cli.locking import take_lock
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -279,29 +280,21 @@ def _lock_folder(folder: Path, path: Path) -> Iterator[None]:
     Raises:
         OutputExistsError: Another process is in it.
     """
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        folder.mkdir(parents=True, exist_ok=True)
-        yield
-        return
     lock = folder / LOCK_NAME
     with ExitStack() as stack:
         while True:
             folder.mkdir(parents=True, exist_ok=True)
             sync(folder.parent)
             try:
-                stream = stack.enter_context(lock.open("ab"))
-                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                stream = take_lock(stack, lock)
             except BlockingIOError:
                 raise OutputExistsError(
                     f"another satdiff predict is writing {path}", "wait until it ends, or choose another --out"
                 ) from None
             except FileNotFoundError:
                 continue
-            except OSError as error:
-                if error.errno not in {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP}:  # some network disks know no locks
-                    raise
+            if stream is None:
+                break
             with suppress(FileNotFoundError):
                 # The process that held it may have moved its folder away, and the lock with it.
                 if os.path.samestat(os.fstat(stream.fileno()), lock.stat()):

@@ -156,6 +156,12 @@ def parse_scene_date(name: str) -> date | None:
     return None
 
 
+def find_scene_date(scene: Scene) -> str:
+    """Find the first date in the names of a scene's files, as ISO 8601; empty where none has one."""
+    found = next(filter(None, (parse_scene_date(path.name) for path in scene)), None)
+    return found.isoformat() if found else ""
+
+
 def parse_unique_number(name: str) -> int | None:
     """Read the unique number of a competition scene: 91 in ``KVI_20180922_SCN3_UN91``."""
     match = _UNIQUE_NUMBER.search(name)

@@ -179,16 +179,10 @@ def check_files(paths: Scene) -> None:
 def read_dates(before: Scene, after: Scene, given: tuple[str, str]) -> tuple[str, str]:
     """Find the dates of the scenes: as given, else in their names, else in their tags; empty where nowhere."""
     first, second = (
-        text or next(filter(None, (find_name_date(path) for path in scene)), "") or read_date(scene)
+        text or catalog.find_scene_date(scene) or read_date(scene)
         for text, scene in zip(given, (before, after), strict=True)
     )
     return first, second
-
-
-def find_name_date(path: Path) -> str:
-    """Find the date in a file's name, as ISO 8601; empty without one."""
-    found = catalog.parse_scene_date(path.name)
-    return found.isoformat() if found else ""
 
 
 def check_enough(composite: Path, paths: Scene) -> SceneStatistics:

@@ -491,13 +491,13 @@ def test_a_member_that_would_leave_the_folder_or_is_no_file_is_refused_and_nothi
 @pytest.mark.parametrize(
     ("data", "what"),
     [
-        (SET[:-100], "damaged"),
-        (SET[: len(SET) // 2], "damaged"),
-        (SET[:-6] + b"\0" + SET[-5:], "damaged"),
-        (BODY, "damaged"),
-        (b"", "damaged"),
-        (pack(), "no files"),
-        (pack(member("only/", b"", type=tarfile.DIRTYPE)), "no files"),
+        pytest.param(SET[:-100], "damaged", id="end cut off"),
+        pytest.param(SET[: len(SET) // 2], "damaged", id="half"),
+        pytest.param(SET[:-6] + b"\0" + SET[-5:], "damaged", id="another byte"),
+        pytest.param(BODY, "damaged", id="no archive"),
+        pytest.param(b"", "damaged", id="no bytes"),
+        pytest.param(pack(), "no files", id="no members"),
+        pytest.param(pack(member("only/", b"", type=tarfile.DIRTYPE)), "no files", id="a folder alone"),
     ],
 )
 def test_a_damaged_or_empty_archive_leaves_nothing(tmp_path: Path, data: bytes, what: str) -> None:

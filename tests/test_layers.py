@@ -73,7 +73,7 @@ HEAVY = (
 # The layers of DESIGN.md, lowest first; a module or package imports from its own layer and those below.
 LAYERS = (
     ("errors",),
-    ("config", "plugins", "presets", "cluster"),
+    ("config", "plugins", "presets", "cluster", "locking"),
     (
         "catalog",
         "windows",

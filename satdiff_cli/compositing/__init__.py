@@ -101,8 +101,7 @@ def write_composite(before: Scene, after: Scene | None, out: Path, config: Compo
         names = " and ".join(dict.fromkeys(path.name for path in (*before, *(after or ()))))
         registration = None
         if joined.after:
-            after_files, registration = align_after(aligned, joined, align, config, names)
-            aligned = aligned.join(after_files)
+            aligned, registration = add_after(aligned, joined, align, config, names)
         check_common_pixels(aligned, names)
         grid = reference.grid.crop(aligned.window)
         valid_fraction = write_stack(out, aligned, grid, joined)
@@ -118,18 +117,19 @@ def write_composite(before: Scene, after: Scene | None, out: Path, config: Compo
         )
 
 
-def align_after(
+def add_after(
     before: Aligned, joined: JoinedBands, align: Callable[..., Aligned], config: CompositeConfig, names: str
 ) -> tuple[Aligned, Registration]:
-    """Bring the after date onto the before date, where the shift between them is measured and asked to be taken out."""
-    after = reduce(Aligned.join, map(align, joined.after))
-    check_common_pixels(before.join(after), names)
-    registration = register(before, after, joined, config.coregistration)
+    """Put the after date behind the before date; the shift between them is measured and, if asked to be, taken out."""
+    both = reduce(Aligned.join, map(align, joined.after), before)
+    check_common_pixels(both, names)
+    registration = register(both, joined, config.coregistration)
     if config.strict:
         raise_for_trouble(registration, names)
-    if registration.correction != "none":
-        after = reduce(Aligned.join, map(partial(align, displacement=registration.displacement), joined.after))
-    return after, registration
+    if registration.correction == "none":
+        return both, registration
+    move = partial(align, displacement=registration.displacement)
+    return reduce(Aligned.join, map(move, joined.after), before), registration
 
 
 def open_dates(stack: ExitStack, before: Scene, after: Scene | None, config: CompositeConfig) -> JoinedBands:

@@ -19,11 +19,9 @@ from satdiff_cli.raster import (
     displaced_reach,
     intersect_grids,
     is_whole_pixel_shift,
-    naming,
     open_displaced,
     open_warped,
     pixel_size_ratio,
-    read_valid_mask,
     warp_mask,
 )
 from satdiff_cli.windows import Window
@@ -106,8 +104,7 @@ def align_file(
     Raises:
         RasterError: The files do not overlap, or have no georeferencing and sizes that do not fit.
     """
-    with naming(file.path):  # an error would first meet the file that was opened last
-        valid = read_valid_mask(file.dataset, file.indexes, file.zeros)
+    valid = file.valid
     grid, target = file.grid, reference.grid
     both_georeferenced = grid.is_georeferenced and target.is_georeferenced
     coincide = grid.is_same(target) or (not both_georeferenced and grid.shape == target.shape)

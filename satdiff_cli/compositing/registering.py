@@ -57,22 +57,26 @@ class Registration:
         }
 
 
-def register(before: Aligned, after: Aligned, joined: JoinedBands, config: CoregistrationConfig) -> Registration:
-    """Measure the shift of the after date on the bands of the finest before file, and decide what to do about it."""
-    both = before.join(after)
-    window, valid = both.window, both.valid
-    number = joined.reference
-    first = sum(len(file.indexes) for file in before.files[:number])
-    places = range(first, first + len(before.files[number].indexes))
-    after_places = [joined.after_order[place] for place in places]
+def register(both: Aligned, joined: JoinedBands, config: CoregistrationConfig) -> Registration:
+    """Measure the shift of the after date on the bands of the finest before file, and decide what to do about it.
+
+    Args:
+        both: The files of both dates, before first, as they lie.
+        joined: Which of their bands are which.
+        config: How far a shift is sought, and how it is corrected.
+    """
+    window = both.window
+    finest = both.files[joined.reference]
+    first = sum(len(file.indexes) for file in both.files[: joined.reference])
+    after_places = [
+        len(joined.names) + joined.after_order[place] for place in range(first, first + len(finest.indexes))
+    ]
 
     def read(part: Window) -> tuple[NDArray[Any], NDArray[Any], NDArray[np.bool_]]:
         source = replace(part, row=part.row + window.row, col=part.col + window.col)
-        pixels = read_bands(after, after_places, source)
-        return before.files[number].read(source), pixels, valid[source.slices]
+        return finest.read(source), read_bands(both, after_places, source), both.valid[source.slices]
 
-    estimate = estimate_shift(read, (window.height, window.width), config)
-    return decide(estimate, config)
+    return decide(estimate_shift(read, (window.height, window.width), config), config)
 
 
 def read_bands(aligned: Aligned, places: list[int], window: Window) -> NDArray[Any]:

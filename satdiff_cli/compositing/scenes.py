@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from satdiff_cli.raster import (
     naming,
     open_raster,
     pixel_size_ratio,
+    read_valid_mask,
     to_rasterio,
 )
 from satdiff_cli.windows import Window
@@ -41,6 +43,12 @@ class SceneFile:
     grid: Grid
     indexes: list[int]
     zeros: Zeros = "border"
+
+    @cached_property
+    def valid(self) -> NDArray[np.bool_]:
+        """Pixels that the file observed, (H, W) on its own grid; all of it is read, once."""
+        with naming(self.path):  # an error would first meet the file that was opened last
+            return read_valid_mask(self.dataset, self.indexes, self.zeros)
 
     def read(self, window: Window) -> NDArray[Any]:
         """Read the bands in a window."""

@@ -1,7 +1,6 @@
 """What is here of a file that is being downloaded, and of which file on which server it is a part."""
 
 import contextlib
-import errno
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -9,6 +8,7 @@ from pathlib import Path
 from satdiff_cli import artifacts
 from satdiff_cli.errors import ArtifactError, OutputExistsError
 from satdiff_cli.fetching.datasets import FetchError
+from satdiff_cli.locking import take_lock
 
 
 @dataclass(frozen=True)
@@ -117,28 +117,15 @@ def hold(partial: PartialFile, target: Path) -> Iterator[None]:
     refuse_existing(target)
     partial.path.parent.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as stack:
-        _lock(stack, partial, target)
+        try:
+            take_lock(stack, partial.path)
+        except BlockingIOError:
+            raise FetchError(
+                f"another satdiff fetch is getting {target}", "wait until it ends, or choose another --out"
+            ) from None
         try:
             refuse_existing(target)  # by now the process that held the lock may have put it there
             yield
         finally:
             if not partial.size:
                 partial.remove()
-
-
-def _lock(stack: contextlib.ExitStack, partial: PartialFile, target: Path) -> None:
-    """Hold a lock until the stack is closed, where the system and the disk have locks."""
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        return
-    stream = stack.enter_context(partial.path.open("ab"))
-    try:
-        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise FetchError(
-            f"another satdiff fetch is getting {target}", "wait until it ends, or choose another --out"
-        ) from None
-    except OSError as error:
-        if error.errno not in {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP}:  # some network disks know no locks
-            raise

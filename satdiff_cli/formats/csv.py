@@ -19,6 +19,7 @@ from satdiff_cli.catalog import (
     Problem,
     Scene,
     ScenePair,
+    find_scene_date,
     merge_groups,
     name_site,
     parse_scene_date,
@@ -252,8 +253,7 @@ def _parse_fold(text: str) -> str | None:
 def _parse_date(text: str, scene: Scene) -> str:
     """Write a date in ISO form, as given where it is none; an empty one is taken from the first name that has one."""
     if not text:
-        found = next(filter(None, (parse_scene_date(path.name) for path in scene)), None)
-        return found.isoformat() if found else ""
+        return find_scene_date(scene)
     try:
         return format_moment(datetime.fromisoformat(text))
     except ValueError:

@@ -5,9 +5,7 @@ from pathlib import Path
 from satdiff_cli import raster
 from satdiff_cli.outputs._maps import read_maps
 from satdiff_cli.predictions import ExportOptions, PredictionReader
-
-MASK_NODATA = 255
-_COLOURS = {0: (0, 0, 0, 0), 1: (230, 25, 75, 255), MASK_NODATA: (0, 0, 0, 0)}
+from satdiff_cli.raster import MASK_COLOURS, MASK_NODATA
 
 
 def write(prediction: PredictionReader, out: Path, options: ExportOptions) -> list[Path]:
@@ -22,6 +20,6 @@ def write(prediction: PredictionReader, out: Path, options: ExportOptions) -> li
             if prediction.header.classes:
                 raster.write_class_map(path, mask, grid, prediction.header.classes, nodata=MASK_NODATA)
             else:
-                raster.write_band(path, mask, grid, nodata=MASK_NODATA, description="change", colormap=_COLOURS)
+                raster.write_band(path, mask, grid, nodata=MASK_NODATA, description="change", colormap=MASK_COLOURS)
             written.append(path)
     return written

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from satdiff_cli import artifacts
 from satdiff_cli.errors import ConfigError, OutputExistsError, SatdiffError
+from satdiff_cli.locking import take_lock
 from satdiff_cli.sweeping.space import Choices, Interval, PredictSettings, SweepConfig, is_idle, spell_label
 from satdiff_cli.sweeping.trials import Bench, Drawn, TrialPrunedError, find_runs, run_trial
 from satdiff_cli.training import TrainingInterruptedError
@@ -143,14 +144,9 @@ def lock_folder(folder: Path) -> Iterator[None]:
         OutputExistsError: Another process is in it.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        yield
-        return
-    with (folder / LOCK_NAME).open("ab") as stream:
+    with contextlib.ExitStack() as stack:
         try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            take_lock(stack, folder / LOCK_NAME)
         except BlockingIOError:
             raise OutputExistsError(
                 f"another satdiff sweep is at work in {folder}", "wait until it ends, or choose another --out"
