@@ -26,6 +26,7 @@ CONFIG_NAME = "config.toml"
 HISTORY_NAME = "history.csv"
 LAST_NAME = "last.ckpt"
 BEST_RUN = "best"  # in the place of a run's name
+DEFAULT_METRIC = "f1"  # that it is the best by
 
 
 @dataclass(frozen=True)
@@ -226,24 +227,41 @@ def rank_runs(saved: Path, metric: str) -> list[tuple[Path, ModelCard]]:
     return sorted(cards, key=lambda item: -item[1].scores.get(metric, -math.inf))
 
 
-def find_best_run(saved: Path, metric: str, task: Task) -> Path:
-    """Find the best of the runs that map something, by a validation score.
+def find_best_run(saved: Path, metric: str, task: Task | None = None) -> Path:
+    """Find the best of the runs that map a task, or of all, by a validation score.
 
     Raises:
         ArtifactError: There is none with that score.
+        ConfigError: No task is given and there are runs of several, whose scores do not compare.
     """
-    fitting = [run for run, card in rank_runs(saved, metric) if card.task == task and metric in card.scores]
+    fitting = {
+        run: card.task for run, card in rank_runs(saved, metric) if task in (None, card.task) and metric in card.scores
+    }
     if not fitting:
-        raise ArtifactError(f"no run in {saved} that maps {task} has a score {metric!r}", "satdiff runs")
-    return fitting[0]
+        maps = f" that maps {task}" if task else ""
+        raise ArtifactError(f"no run in {saved}{maps} has a score {metric!r}", "satdiff runs")
+    if len(tasks := sorted(set(fitting.values()))) > 1:
+        raise ConfigError(
+            f"runs in {saved} map {' and '.join(tasks)}: their scores do not compare", "name a run; satdiff runs"
+        )
+    return next(iter(fitting))
 
 
-def resolve_run(name: str | None, saved: Path) -> Path:
+def resolve_run(name: str | None, saved: Path, *, metric: str = DEFAULT_METRIC, task: Task | None = None) -> Path:
     """Find a run by name or path; without one the newest.
+
+    Args:
+        name: Its name or path; ``best`` for the best by a validation score.
+        saved: Folder of runs.
+        metric: That score.
+        task: What the best one is to map.
 
     Raises:
         ArtifactError: There is no such run; the message lists those there are.
+        ConfigError: The best one is asked for, of runs whose scores do not compare.
     """
+    if name == BEST_RUN:
+        return find_best_run(saved, metric, task)
     runs = list_runs(saved)
     if name is None:
         if not runs:

@@ -1,17 +1,42 @@
-"""Names of runs and their predictions, and the number format that a device computes in."""
+"""Names of runs and their predictions, the best of them, and the number format that a device computes in."""
+
+from pathlib import Path
 
 import pytest
 import torch
 
 from satdiff_cli import checkpoint
-from satdiff_cli.config import NumberFormat, Precision
+from satdiff_cli.config import NumberFormat, Precision, Task
+from satdiff_cli.errors import ArtifactError, ConfigError
+from satdiff_cli.radiometry import Normalization
 
+BANDS = ("red", "green", "blue")
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)  # a name alone: nothing is computed on it
 
 
 @pytest.mark.parametrize("run", ["siamese_x", "siamese_x_fold0", "siamese_x_foldval"])
 def test_the_folds_of_a_run_share_one_out_of_fold_prediction(run: str) -> None:
     assert checkpoint.out_of_fold_name(run) == "oof_siamese_x"
+
+
+def save_card(saved: Path, run: str, task: Task, **scores: float) -> None:
+    card = checkpoint.ModelCard("unet", {}, Normalization("scene", BANDS, BANDS), run=run, task=task, scores=scores)
+    checkpoint.write_card(saved / run, card)
+
+
+def test_the_best_run_is_the_one_of_the_best_score_among_those_that_fit(tmp_path: Path) -> None:
+    save_card(tmp_path, "a", "change", f1=0.5, iou=0.4)
+    save_card(tmp_path, "b", "change", f1=0.6, iou=0.3)
+    save_card(tmp_path, "unscored", "change")
+    assert checkpoint.resolve_run("best", tmp_path) == tmp_path / "b"
+    assert checkpoint.resolve_run("best", tmp_path, metric="iou") == tmp_path / "a"
+    save_card(tmp_path, "cover", "landcover", f1=0.9)
+    with pytest.raises(ConfigError, match="change and landcover: their scores do not compare"):
+        checkpoint.resolve_run("best", tmp_path)
+    assert checkpoint.resolve_run("best", tmp_path, task="change") == tmp_path / "b"
+    assert checkpoint.resolve_run("best", tmp_path, task="landcover") == tmp_path / "cover"
+    with pytest.raises(ArtifactError, match="maps landcover has a score 'iou'"):
+        checkpoint.resolve_run("best", tmp_path, metric="iou", task="landcover")
 
 
 @pytest.mark.parametrize(

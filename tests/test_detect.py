@@ -166,13 +166,16 @@ def test_the_same_file_twice_is_an_empty_map_and_a_note(tmp_path: Path, pair: sy
 def test_a_trained_network_takes_the_place_of_a_method(project: Path) -> None:
     names = name_scenes(NO_CHANGE)
     before, after = (f"data/Images/{name}.tif" for name in names)
-    succeed("detect", before, after, "--run", RUN, "--device", "cpu", cwd=project)
+    outcome = succeed("detect", before, after, "--run", "best", "--metric", "val_iou", "--device", "cpu", cwd=project)
+    assert f"best   {RUN}: iou" in outcome.err
     made = read_map(project / "change")
     assert made["arch"] == "siamese"
     card = json.loads((project / "models" / "saved" / RUN / "model.json").read_text())
     assert made["threshold"] == card["threshold"]
     refuse("detect", before, after, "--run", RUN, "--method", "cva", "--out", "x", cwd=project, naming="--method")
     refuse("detect", before, after, "--run", "nosuch", "--out", "x", cwd=project, naming="nosuch")
+    refuse("detect", before, after, "--run", RUN, "--metric", "val_f1", "--out", "x", cwd=project, naming="--metric")
+    refuse("detect", before, after, "--metric", "val_f1", "--out", "x", cwd=project, naming="--run best")
 
 
 def test_dark_pixels_at_the_border_can_be_said_to_be_seen(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 import json
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -16,11 +16,16 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.progress import Progress, TaskID
 
+    from satdiff_cli.config import Task
+
 DEFAULT_DATA = Path("data")
 DEFAULT_MODELS = Path("models/saved")
 
 DataOption = Annotated[Path, typer.Option("--data", help="Project folder with pairs.csv and composites.")]
 ModelsOption = Annotated[Path, typer.Option("--models", help="Folder with the saved runs.")]
+MetricOption = Annotated[
+    str, typer.Option("--metric", help="With the run best: validation score to choose by.", show_default="val_f1")
+]
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace what is there already.")]
 DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and write nothing.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the summary as JSON on stdout.")]
@@ -134,6 +139,34 @@ def refuse_idle(given: Mapping[str, bool], *, needs: str, hint: str) -> None:
     names = [name for name, is_given in given.items() if is_given]
     if names:
         raise ConfigError(f"{', '.join(names)} would do nothing {needs}", hint)
+
+
+def find_runs(names: Sequence[str], models: Path, metric: str, task: "Task | None" = None) -> list[Path]:
+    """Find runs by name or path, and say which one is the best where that is asked for.
+
+    Args:
+        names: Names, paths, or ``best``: the best by a validation score of those that fit the task.
+        models: Folder of runs.
+        metric: Name of that score, with or without ``val_``; empty for the default.
+        task: What the best one is to map.
+
+    Raises:
+        ConfigError: A score is named and no run is called best.
+    """
+    from satdiff_cli import checkpoint
+
+    if checkpoint.BEST_RUN not in names:
+        refuse_idle(
+            {"--metric": metric != ""},
+            needs=f"without the run {checkpoint.BEST_RUN}",
+            hint=f"name the run {checkpoint.BEST_RUN}, or leave out --metric",
+        )
+    score = (metric or checkpoint.DEFAULT_METRIC).removeprefix("val_")
+    found = [checkpoint.resolve_run(name, models, metric=score, task=task) for name in names]
+    for name, run in zip(names, found, strict=True):
+        if name == checkpoint.BEST_RUN:
+            say(f"best   {run.name}: {score} {checkpoint.read_card(run).scores[score]:.3f}")
+    return found
 
 
 @contextmanager

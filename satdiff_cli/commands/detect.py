@@ -24,8 +24,9 @@ def detect(
     ] = "auto",
     run: Annotated[
         str | None,
-        typer.Option("--run", help="Trained run, by name or path, to use instead of a method without labels."),
+        typer.Option("--run", help="Trained run, by name or path, or best, to use instead of a method without labels."),
     ] = None,
+    metric: options.MetricOption = "",
     normalize: Annotated[
         Relative, typer.Option("--normalize", help="How the light of the dates is brought onto each other.")
     ] = "pif",
@@ -92,6 +93,8 @@ def detect(
             needs="beside --run, whose network says what change is",
             hint="leave them out, or leave out --run",
         )
+    elif metric:
+        options.refuse_idle({"--metric": True}, needs="without --run best", hint="add --run best")
     config = mapping.MapConfig(
         composite=CompositeConfig(
             bands=options.split_names(bands),
@@ -105,7 +108,7 @@ def detect(
             method=method, normalize=normalize, threshold=rule, false_alarms=false_alarms, seed=seed
         ),
         polygons=PolygonOptions(Area.parse(min_area), Area.parse(max_hole), vector),
-        run=find_run(run, models),
+        run=None if run is None else options.find_runs([run], models, metric)[0],
         threshold=cut,
         device=device,
         dates=(before_date, after_date),
@@ -137,15 +140,6 @@ def parse_threshold(text: str) -> tuple[ThresholdKind, float | None]:
     if not 0 <= cut <= 1:
         raise ConfigError(f"--threshold is {text}, expected otsu, kmeans or a probability", "--threshold 0.7")
     return "otsu", cut
-
-
-def find_run(run: str | None, models: Path) -> Path | None:
-    """Find the folder of a run, if one is asked for."""
-    if run is None:
-        return None
-    from satdiff_cli import checkpoint  # torch takes seconds
-
-    return checkpoint.resolve_run(run, models)
 
 
 def show_report(report: dict[str, Any]) -> None:

@@ -10,7 +10,6 @@ from satdiff_cli.commands import _options as options
 from satdiff_cli.config import Blend, Border, Precision, Tta
 
 if TYPE_CHECKING:
-    from satdiff_cli.config import Task
     from satdiff_cli.inference import InferenceConfig, Plan, Work
     from satdiff_cli.inference.cascade import CascadeConfig
     from satdiff_cli.inference.profiling import Profile
@@ -27,9 +26,7 @@ def predict(
             show_default="newest",
         ),
     ] = None,
-    metric: Annotated[
-        str, typer.Option("--metric", help="With RUN best: validation score to choose by.", show_default="val_f1")
-    ] = "",
+    metric: options.MetricOption = "",
     scenes: Annotated[Scenes, typer.Option("--scenes", help="Which pairs to predict.")] = "test",
     out_of_fold: Annotated[
         bool, typer.Option("--out-of-fold", help="Predict each labelled pair with the run that has not seen its site.")
@@ -131,7 +128,8 @@ def predict(
         cascade=levels if cascade else None,
     )
     pairs = pairing.read_pairs(data)
-    found = find_runs(runs or [], models, metric, catalog.find_task(landcover.read_classes(data), pairs[0].dates))
+    task = catalog.find_task(landcover.read_classes(data), pairs[0].dates)
+    found = options.find_runs(runs or [], models, metric, task) or [checkpoint.resolve_run(None, models)]
     if out_of_fold:
         plan = inference.plan_out_of_fold(pairs, checkpoint.list_family(found), allow_missing=allow_missing)
     else:
@@ -174,31 +172,6 @@ def predict(
         verb, after = ("evaluate", "") if is_labelled else ("export", " --as colour")
     next_command = f"satdiff {verb} {result}{after}"
     options.finish(summary, path=result, next_command=f"{next_command}{options.data_flag(data)}", as_json=as_json)
-
-
-def find_runs(names: list[str], models: Path, metric: str, task: "Task") -> list[Path]:
-    """Find runs by name or path; ``best`` is the best by a validation score of those that fit the task.
-
-    Raises:
-        ConfigError: A score is named and no run is called best.
-    """
-    from satdiff_cli import checkpoint
-
-    if checkpoint.BEST_RUN not in names:
-        options.refuse_idle(
-            {"--metric": metric != ""},
-            needs=f"without the run {checkpoint.BEST_RUN}",
-            hint=f"predict {checkpoint.BEST_RUN}",
-        )
-    wanted = (metric or "val_f1").removeprefix("val_")
-    found = []
-    for name in names:
-        if name != checkpoint.BEST_RUN:
-            found.append(checkpoint.resolve_run(name, models))
-            continue
-        found.append(checkpoint.find_best_run(models, wanted, task))
-        options.say(f"best   {found[-1].name}: {wanted} {checkpoint.read_card(found[-1]).scores[wanted]:.3f}")
-    return found or [checkpoint.resolve_run(None, models)]
 
 
 def name_cascade_options(levels: "CascadeConfig") -> dict[str, bool]:

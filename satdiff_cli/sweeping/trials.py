@@ -205,6 +205,4 @@ def make_inference_config(settings: PredictSettings) -> inference.InferenceConfi
 
 def find_runs(name: str | None, saved: Path, metric: str, task: Task) -> list[Path]:
     """Find the runs to predict with, and those of the other folds beside it: by name, the best, or the newest."""
-    if name == checkpoint.BEST_RUN:
-        return checkpoint.list_family([checkpoint.find_best_run(saved, metric, task)])
-    return checkpoint.list_family([checkpoint.resolve_run(name, saved)])
+    return checkpoint.list_family([checkpoint.resolve_run(name, saved, metric=metric, task=task)])
