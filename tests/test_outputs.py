@@ -31,7 +31,7 @@ def write_maps(folder: Path) -> Target:
     header = PredictionHeader(tuple(maps), "tiny", 0.3, dict.fromkeys(maps, GRID.as_dict()))
     with write_prediction(target, header, Manifest("prediction")) as writer:
         for pair_id, values in maps.items():
-            with writer.add(pair_id, GRID) as output:
+            with writer.open(pair_id, GRID) as output:
                 output.write_rows(0, values[np.newaxis])
     return target
 

@@ -77,7 +77,7 @@ def write_maps(folder: Path, maps: Maps, *, threshold: float | None = 0.3, **opt
     )
     with write_prediction(target, header, Manifest("prediction", seed=1)) as writer:
         for pair_id, values in maps.items():
-            with writer.add(pair_id, place(values.shape)) as output:
+            with writer.open(pair_id, place(values.shape)) as output:
                 for row in range(len(values)):
                     output.write_rows(row, values[None, row : row + 1])
     return target

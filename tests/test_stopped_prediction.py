@@ -111,7 +111,7 @@ POINTS = [
     ("satdiff_cli.inference.scenes:ProbabilityWriter", 2, "before"),
     ("satdiff_cli.inference.scenes:SceneFolder.finish", 3, "after"),
     ("satdiff_cli.inference.scenes:SceneFolder.finish", PAIRS, "after"),
-    ("satdiff_cli.predictions:write_frame", 2, "before"),
+    ("satdiff_cli.predictions.writing:write_frame", 2, "before"),
     ("satdiff_cli.artifacts:write_manifest", 1, "after"),
     ("satdiff_cli.artifacts:replace_folder", 1, "before"),
 ]

@@ -233,7 +233,7 @@ def write_difference(folders: DemoFolders) -> None:
     folder = folders.prediction(DIFFERENCE).with_suffix("")
     with predictions.write_prediction(predictions.Target(folder), header, artifacts.Manifest("prediction")) as writer:
         for item in tests:
-            with raster.Composite(item.composite) as composite, writer.add(item.pair_id, composite.grid) as target:
+            with raster.Composite(item.composite) as composite, writer.open(item.pair_id, composite.grid) as target:
                 whole = windows.Window(0, 0, *composite.grid.shape)
                 valid = composite.read_valid(whole)
                 scene = Normalization("scene", composite.bands, composite.bands)
