@@ -12,6 +12,7 @@ import pytest
 
 from satdiff_cli import artifacts
 from satdiff_cli.artifacts import Manifest
+from satdiff_cli.artifacts.writing import replace_folder
 from satdiff_cli.errors import ArtifactError, KeyMismatchError, OutputExistsError
 
 
@@ -118,14 +119,14 @@ def test_a_folder_that_cannot_be_moved_in_leaves_the_old_one(tmp_path: Path) -> 
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "old.txt").touch()
     with pytest.raises(OSError, match="missing"):
-        artifacts.replace_folder(tmp_path / "missing", tmp_path / "run")
+        replace_folder(tmp_path / "missing", tmp_path / "run")
     assert names_in(tmp_path / "run") == ["old.txt"]
     assert names_in(tmp_path) == ["run"]
 
 
 def test_what_has_its_name_is_on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path, synced = tmp_path / "x", []
-    monkeypatch.setattr(artifacts, "sync", lambda item: synced.append((item.name, path.exists())))
+    monkeypatch.setattr("satdiff_cli.artifacts.writing.sync", lambda item: synced.append((item.name, path.exists())))
     with artifacts.write_file(path) as temporary:
         pass
     assert synced == [(temporary.name, False), (tmp_path.name, True)]

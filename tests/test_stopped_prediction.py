@@ -113,7 +113,7 @@ POINTS = [
     ("satdiff_cli.inference.scenes:SceneFolder.finish", PAIRS, "after"),
     ("satdiff_cli.predictions.writing:write_frame", 2, "before"),
     ("satdiff_cli.artifacts:write_manifest", 1, "after"),
-    ("satdiff_cli.artifacts:replace_folder", 1, "before"),
+    ("satdiff_cli.artifacts.resuming:replace_folder", 1, "before"),
 ]
 
 

@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pyproj import CRS
 
-from satdiff_cli import artifacts, raster, regions
+from satdiff_cli import raster, regions
 from satdiff_cli.changes import Area
 from satdiff_cli.config import VectorFormat
 from satdiff_cli.errors import ConfigError, OutputError, RasterError
@@ -331,7 +331,7 @@ def test_polygons_that_cannot_be_written_leave_nothing(tmp_path: Path, monkeypat
     def fail(path: Path) -> None:
         raise OSError(f"no space left for {path.name}")
 
-    monkeypatch.setattr(artifacts, "sync", fail)
+    monkeypatch.setattr("satdiff_cli.artifacts.writing.sync", fail)
     with pytest.raises(OSError, match="no space left"):
         convert(Source(draw([".#", ".."])), tmp_path)
     assert list(tmp_path.iterdir()) == []
