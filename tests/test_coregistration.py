@@ -7,15 +7,9 @@ import pytest
 from numpy.typing import NDArray
 from scipy import fft, ndimage
 
-from satdiff_cli.coregistration import (
-    PROBE_SIDE_PX,
-    CoregistrationConfig,
-    ReadPair,
-    ShiftEstimate,
-    estimate_shift,
-    fit_field,
-    plan_probes,
-)
+from satdiff_cli.coregistration import CoregistrationConfig, ReadPair, ShiftEstimate, estimate_shift
+from satdiff_cli.coregistration.fields import fit_field
+from satdiff_cli.coregistration.probes import PROBE_SIDE_PX, plan_probes
 from satdiff_cli.errors import ConfigError
 from satdiff_cli.synthetic import render_pair
 from satdiff_cli.windows import Window
