@@ -184,3 +184,38 @@ def predict_ours_plain(folder: Path, composite: Path) -> Map:
     (folder / "plain" / "cover").symlink_to(folder / "cover")
     config = InferenceConfig(SIZE, SIZE // 2, "gaussian", border="beyond", precision="fp32")
     return predict_ours(folder / "plain", composite, config)
+
+
+class Roofs(torch.nn.Module):
+    """Call bright pixels a building, surely where the window shows dark ground beside them, else rather not."""
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        level = image.mean(dim=1)
+        shows_ground = (level < -0.5).flatten(1).any(dim=1)[:, None, None]
+        building = torch.where(level > 0.5, torch.where(shows_ground, 3.0, -0.4), -3.0)
+        others = torch.full_like(building, -20.0)
+        return torch.stack([building, torch.zeros_like(building), others, others, others], dim=1)
+
+
+def test_a_cascade_sees_that_a_hall_larger_than_a_window_is_a_building(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pixels = np.full((3, 128, 160), 50, np.uint8)
+    hall = np.zeros((128, 160), bool)
+    hall[24:104, 32:136] = True
+    pixels[:, hall] = 200
+    raster.write_scene(tmp_path / "scene.tif", pixels, raster.Grid(*hall.shape))
+    composite = tmp_path / "a.tif"
+    compositing.write_composite((tmp_path / "scene.tif",), (), composite, CompositeConfig(bands=RGB))
+    _, card = write_run(tmp_path / "cover")
+    monkeypatch.setattr("satdiff_cli.inference.load_model", lambda _: (Roofs(), card))
+    plain = InferenceConfig(SIZE, SIZE // 2, "gaussian", precision="fp32")
+    found = {}
+    for name, config in (("plain", plain), ("cascaded", replace(plain, cascade=CascadeConfig()))):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "cover").symlink_to(tmp_path / "cover")
+        found[name] = predict_ours(tmp_path / name, composite, config).argmax(axis=0) == CLASSES.index("a")
+    assert not found["plain"][~hall].any()
+    assert found["plain"][hall].mean() < 0.7, "from within, a roof looks like ground"
+    assert found["cascaded"][hall].mean() > 0.97
+    assert found["cascaded"][~hall].mean() < 0.03
