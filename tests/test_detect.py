@@ -1,6 +1,7 @@
 """``satdiff detect``: two files of any kind in, a change map out, or a message that says what is wrong with which."""
 
 import json
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -371,3 +372,26 @@ def test_stopping_leaves_nothing(
     assert outcome.code == 1
     assert "stopped from the keyboard" in outcome.err
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([before.name, after.name])
+
+
+def test_dates_are_checked_and_their_order_is_noted(tmp_path: Path) -> None:
+    for name in "ba":
+        write(tmp_path / f"{name}.tif", noise(), SMALL_GRID)
+    refuse("detect", "b.tif", "a.tif", "--before-date", "yesterday", "--out", "x", cwd=tmp_path, naming="yesterday")
+    refuse("detect", "b.tif", "a.tif", "--after-date", "2019-13", "--out", "x", cwd=tmp_path, naming="2019-13")
+    for after, is_noted in (("2018", False), ("2018-04", False), ("20180430", False), ("2017-12", True)):
+        dates = ("--before-date", "2018-04-01", "--after-date", after)
+        succeed("detect", "b.tif", "a.tif", *dates, "--out", after, cwd=tmp_path)
+        report = json.loads((tmp_path / after / "report.json").read_text())
+        assert report["after"]["date"] == ("2018-04-30" if after == "20180430" else after)
+        assert any("is later than" in note for note in report["notes"]) == is_noted
+
+
+def test_a_place_in_no_coordinate_system_is_noted(tmp_path: Path) -> None:
+    write(tmp_path / "b.tif", noise(), SMALL_GRID)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        write(tmp_path / "a.tif", noise(), None, transform=SMALL_GRID.affine)
+    succeed("detect", "b.tif", "a.tif", cwd=tmp_path)
+    report = json.loads((tmp_path / "change" / "report.json").read_text())
+    assert [note for note in report["notes"] if note.startswith("a.tif: placed, but in no coordinate system")]

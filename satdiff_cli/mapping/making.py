@@ -1,5 +1,6 @@
 """Make a change map: co-registration, detection or a trained network, mask, polygons, picture."""
 
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,8 +13,16 @@ from satdiff_cli import artifacts, catalog, from_to, pictures, raster
 from satdiff_cli.catalog import Scene
 from satdiff_cli.compositing import CompositeConfig, write_composite
 from satdiff_cli.detection import DetectionConfig, detect
-from satdiff_cli.errors import RasterError
-from satdiff_cli.mapping.reporting import describe_changes, describe_composite, describe_scene, note_alpha, note_inputs
+from satdiff_cli.errors import ConfigError, RasterError
+from satdiff_cli.mapping.reporting import (
+    describe_changes,
+    describe_composite,
+    describe_scene,
+    note_alpha,
+    note_dates,
+    note_inputs,
+    note_places,
+)
 from satdiff_cli.pairing import Pair, read_date
 from satdiff_cli.radiometry import SceneStatistics
 from satdiff_cli.vectors import SUFFIXES, PolygonOptions, write_changes
@@ -134,6 +143,8 @@ def make_change_map(
             pictures.draw_overview(composite, probability, change, folder / OVERVIEW_NAME, dates=dates)
     notes = (
         *note_inputs(summary, statistics, (before, after)),
+        *note_dates(dates),
+        *note_places((*before, *after)),
         *note_alpha((*before, *after), summary.bands),
         *found.notes,
     )
@@ -176,12 +187,28 @@ def check_files(paths: Scene) -> None:
 
 
 def read_dates(before: Scene, after: Scene, given: tuple[str, str]) -> tuple[str, str]:
-    """Find the dates of the scenes: as given, else in their names, else in their tags; empty where nowhere."""
+    """Find the dates of the scenes: as given, else in their names, else in their tags; empty where nowhere.
+
+    Raises:
+        ConfigError: What is given is no date.
+    """
     first, second = (
-        text or catalog.find_scene_date(scene) or read_date(scene)
+        parse_date(text) if text else catalog.find_scene_date(scene) or read_date(scene)
         for text, scene in zip(given, (before, after), strict=True)
     )
     return first, second
+
+
+def parse_date(text: str) -> str:
+    """Spell a date as ISO 8601: a day, a month, or a year.
+
+    Raises:
+        ConfigError: It is none.
+    """
+    day = catalog.parse_scene_date(text)
+    if day is None and not re.fullmatch(r"\d{4}(-(0[1-9]|1[0-2]))?", text):
+        raise ConfigError(f"{text!r} is no date", "give it as 2018-04-30, 2018-04 or 2018")
+    return day.isoformat() if day else text
 
 
 def check_enough(composite: Path, paths: Scene) -> SceneStatistics:

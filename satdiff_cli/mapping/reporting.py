@@ -26,6 +26,26 @@ def note_inputs(summary: CompositeSummary, statistics: SceneStatistics, scenes: 
     return notes
 
 
+def note_dates(dates: tuple[str, str]) -> list[str]:
+    """Say that the dates are the wrong way round, as far as both tell."""
+    before, after = dates
+    digits = min(len(before), len(after))
+    if before[:digits] <= after[:digits]:
+        return []
+    return [f"the before date {before} is later than the after date {after}: what is new is shown as gone"]
+
+
+def note_places(paths: Scene) -> list[str]:
+    """Say which files have a place but no coordinate system, and so are compared pixel by pixel."""
+    nowhere = raster.Grid(1, 1).transform
+    grids = {path: raster.read_grid(path) for path in dict.fromkeys(paths)}
+    names = [path.name for path, grid in grids.items() if not grid.is_georeferenced and grid.transform != nowhere]
+    if not names:
+        return []
+    how = "gdal_edit.py -a_srs EPSG:… gives a file one"
+    return [f"{', '.join(names)}: placed, but in no coordinate system; compared pixel by pixel ({how})"]
+
+
 def note_alpha(paths: Scene, bands: Sequence[str]) -> list[str]:
     """Say which files have a band that counts as alpha, as many tools make one of the near infrared."""
     notes = []
