@@ -32,8 +32,9 @@ from torch import nn
 
 from satdiff_cli import checkpoint, inference, pairing, predictions, raster
 from satdiff_cli.inference.cascade import CascadeConfig
-from satdiff_cli.inference.engine import VIEWS, Predictor
+from satdiff_cli.inference.engine import Predictor
 from satdiff_cli.inference.measuring import peak_memory
+from satdiff_cli.inference.network import VIEWS
 from satdiff_cli.inference.profiling import Profile
 from satdiff_cli.metrics import ThresholdCurve
 from satdiff_cli.pairing import Pair
@@ -93,7 +94,7 @@ def predict_as_satdiff(
 def time_bare(predictor: Predictor, shape: tuple[int, int], seconds: float) -> float:
     """Return the window pixels a second that the network alone computes, all views together, on a resident batch."""
     card = predictor.card
-    images = predictor.batch_size
+    images = predictor.network.batch_size
     size = (images, len(card.normalization.channels), *shape)
     dates = [
         torch.randn(size, device=predictor.device).contiguous(memory_format=torch.channels_last)
@@ -101,8 +102,8 @@ def time_bare(predictor: Predictor, shape: tuple[int, int], seconds: float) -> f
     ]
 
     def compute() -> None:
-        with torch.inference_mode(), predictor.autocast():
-            predictor.network(*dates)
+        with torch.inference_mode(), predictor.network.autocast():
+            predictor.network.forward(*dates)
 
     def wait() -> None:
         if predictor.device.type == "cuda":

@@ -153,6 +153,11 @@ class WindowPlan:
         """First columns of the windows."""
         return plan_starts(self.shape[1], self.size, self.overlap, self.border)
 
+    @property
+    def count(self) -> int:
+        """How many windows there are."""
+        return len(self.rows) * len(self.cols)
+
     def windows(self, first_row: int = 0, last_row: int | None = None) -> list[Window]:
         """List the windows that see a row of ``first_row`` … ``last_row - 1``, row by row."""
         height, width = self.window_shape

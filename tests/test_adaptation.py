@@ -16,7 +16,7 @@ from torch import nn
 from satdiff_cli import checkpoint, pairing, raster
 from satdiff_cli.config import AdaptBatchNorm
 from satdiff_cli.inference import InferenceConfig, Predictor
-from satdiff_cli.inference.engine import find_adapted, read_moments, read_spread
+from satdiff_cli.inference.adaptation import find_adapted, read_moments, read_spread
 from satdiff_cli.inference.reading import Span
 from satdiff_cli.metrics import ThresholdCurve
 from satdiff_cli.windows import Window, WindowPlan

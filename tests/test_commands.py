@@ -29,7 +29,7 @@ from satdiff_cli.checkpoint import ModelCard
 from satdiff_cli.commands.demo import name_scenes, place_grid
 from satdiff_cli.config import Tta
 from satdiff_cli.inference import InferenceConfig, Predictor
-from satdiff_cli.inference.engine import VIEWS
+from satdiff_cli.inference.network import VIEWS
 from satdiff_cli.probability import decode_runs
 from satdiff_cli.radiometry import Normalization
 

@@ -25,8 +25,9 @@ from satdiff_cli.compositing import CompositeConfig
 from satdiff_cli.config import Blend, Tta
 from satdiff_cli.errors import ConfigError
 from satdiff_cli.inference import InferenceConfig, Predictor
-from satdiff_cli.inference.engine import VIEWS, Rows
+from satdiff_cli.inference.engine import Rows
 from satdiff_cli.inference.measuring import fit_memory
+from satdiff_cli.inference.network import VIEWS
 from satdiff_cli.inference.planning import Scene
 from satdiff_cli.inference.profiling import STAGES
 from satdiff_cli.inference.reading import Span, map_ahead

@@ -27,7 +27,7 @@ from conftest import LABELLED, RUN, TEST, pair_id
 from satdiff_cli import artifacts, checkpoint, inference, raster
 from satdiff_cli.cli import main
 from satdiff_cli.inference import scenes
-from satdiff_cli.inference.engine import AUTO_BATCH
+from satdiff_cli.inference.network import AUTO_BATCH
 from satdiff_cli.inference.planning import Scene
 from satdiff_cli.predictions import PredictionHeader, PredictionWriter
 from satdiff_cli.rowstore import RowStore

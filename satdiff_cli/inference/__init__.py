@@ -29,11 +29,13 @@ from satdiff_cli.checkpoint import CARD_NAME, ModelCard, find_weights, load_mode
 from satdiff_cli.cluster import connect
 from satdiff_cli.config import Engine
 from satdiff_cli.errors import ConfigError
-from satdiff_cli.inference.engine import AUTO_BATCH, InferenceConfig, Predictor, check_bands
+from satdiff_cli.inference.engine import Predictor, check_bands
 from satdiff_cli.inference.measuring import fit_memory
+from satdiff_cli.inference.network import AUTO_BATCH
 from satdiff_cli.inference.planning import READERS, Plan, Scene, plan_out_of_fold, plan_prediction
 from satdiff_cli.inference.profiling import Profile
 from satdiff_cli.inference.scenes import SceneFolder, Task, count_task, predict_tasks
+from satdiff_cli.inference.settings import InferenceConfig
 from satdiff_cli.predictions import PredictionHeader, PredictionWriter, Target, resume_prediction
 from satdiff_cli.raster import ONE_PASS_CACHE_BYTES, Composite, bound_cache, elevation_path
 
@@ -80,10 +82,7 @@ class Work:
 def count_windows(scenes: Iterable[Scene], config: InferenceConfig) -> int:
     """Count the windows of scenes at all levels."""
     folder = SceneFolder(Path(), config, 1)
-    return sum(
-        len(plan.rows) * len(plan.cols)
-        for plan in (config.plan(shape) for scene in scenes for _, shape in folder.levels(scene))
-    )
+    return sum(plan.count for plan in (config.plan(shape) for scene in scenes for _, shape in folder.levels(scene)))
 
 
 def fit_window(config: InferenceConfig, scenes: Iterable[Scene]) -> InferenceConfig:

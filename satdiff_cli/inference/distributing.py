@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING
 
 from satdiff_cli.checkpoint import load_model, pick_device
 from satdiff_cli.cluster import Pool, connect
-from satdiff_cli.inference.engine import InferenceConfig, Predictor
+from satdiff_cli.inference.engine import Predictor
 from satdiff_cli.inference.measuring import fit_memory
 from satdiff_cli.inference.planning import Scene
 from satdiff_cli.inference.scenes import SceneFolder, Task, count_task, predict_tasks
+from satdiff_cli.inference.settings import InferenceConfig
 from satdiff_cli.raster import ONE_PASS_CACHE_BYTES, bound_cache
 
 if TYPE_CHECKING:

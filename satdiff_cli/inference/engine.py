@@ -1,79 +1,30 @@
 """Model and composites to probability: windows in full batches, blended on the device, in memory that does not grow."""
 
 import math
-import os
-import shutil
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from satdiff_cli.checkpoint import ModelCard, resolve_precision
-from satdiff_cli.config import AdaptBatchNorm, Blend, Border, Precision, Tta
+from satdiff_cli.checkpoint import ModelCard
 from satdiff_cli.errors import ConfigError
-from satdiff_cli.inference.cascade import CascadeConfig
+from satdiff_cli.inference.adaptation import ADAPTATION_WINDOWS, Adaptation, read_spread
+from satdiff_cli.inference.network import Network
 from satdiff_cli.inference.profiling import Profile
 from satdiff_cli.inference.reading import Chunk, Span, Strip, map_ahead, plan_chunks, read_chunk
+from satdiff_cli.inference.settings import InferenceConfig
 from satdiff_cli.probability import PROBABILITY_NODATA, PROBABILITY_STEPS
 from satdiff_cli.radiometry import SceneStatistics, prepare_date
 from satdiff_cli.raster import Composite
 from satdiff_cli.windows import RowBlender, Window, WindowPlan
 
-# A view of an image: quarter turns, then whether it is mirrored. All views of a kind differ: none is computed twice.
-VIEWS: dict[Tta, tuple[tuple[int, bool], ...]] = {
-    "none": ((0, False),),
-    "flips": ((0, False), (0, True), (2, False), (2, True)),
-    "d4": tuple((turns, mirrored) for turns in range(4) for mirrored in (False, True)),
-}
-
-ADAPTATION_WINDOWS = 32
-ADAPTATION_BATCH = 4
-ADAPTATION_PRIOR_PX = 512**2  # a scene of this size counts as much as what was learnt
-AUTO_BATCH = {"cpu": 2, "cuda": 16}
 MOST_STEPS = 64  # windows that may wait for each place in a batch, nearly all of them without a valid pixel
 _STORED_BYTES = 2
-_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-@dataclass(frozen=True)
-class InferenceConfig:
-    """Hold the settings of prediction that do not belong to the model.
-
-    Attributes:
-        window: Side of a window [px].
-        overlap: Pixels shared by neighbouring windows [px].
-        blend: How neighbouring windows are weighed where they overlap.
-        border: Whether windows stay inside a scene, or start at every step and reach beyond its right and lower border,
-            where they see nothing.
-        tta: Views that are averaged.
-        batch_size: Images that go through the network at a time; 0 for as many as suit the device.
-        precision: ``auto`` takes bfloat16 where the device multiplies it natively.
-        compile: Let torch compile the network.
-        workers: Threads that read composites; 0 for as many as suit the device.
-        cascade: Mix in what the network sees at lower resolutions; None for full resolution alone.
-    """
-
-    window: int = 512
-    overlap: int = 128
-    blend: Blend = "hann"
-    border: Border = "inside"
-    tta: Tta = "none"
-    batch_size: int = 0
-    precision: Precision = "auto"
-    compile: bool = False
-    workers: int = 0
-    cascade: CascadeConfig | None = None
-
-    def plan(self, shape: tuple[int, int]) -> WindowPlan:
-        """Plan the windows of a grid of a height and a width [px]."""
-        return WindowPlan(shape, self.window, self.overlap, self.blend, self.border)
 
 
 @dataclass(frozen=True)
@@ -138,19 +89,6 @@ class _Step:
     is_computed: bool = False
 
 
-def turn(image: Tensor, view: tuple[int, bool]) -> Tensor:
-    """Turn images (…, H, W) into a view: quarter turns, then a mirror."""
-    turns, mirrored = view
-    turned = torch.rot90(image, turns, (-2, -1))
-    return turned.flip(-1) if mirrored else turned
-
-
-def turn_back(image: Tensor, view: tuple[int, bool]) -> Tensor:
-    """Undo ``turn``."""
-    turns, mirrored = view
-    return torch.rot90(image.flip(-1) if mirrored else image, -turns, (-2, -1))
-
-
 class Predictor:
     """Apply a network to composites.
 
@@ -179,24 +117,13 @@ class Predictor:
         self.card = card
         self.config = config
         self.device = device
-        self.batch_size = config.batch_size or AUTO_BATCH.get(device.type, 1)
         self.profile = profile or Profile()
-        self._say = say
-        self._model = model.to(device).to(memory_format=torch.channels_last).eval()
-        self._adapted = find_adapted(self._model, card.adapt_bn)
-        self._learnt = [[moment.clone() for moment in read_moments(layer)] for layer in self._adapted]
-        self.network: Callable[..., Tensor] = compile_network(self._model, device) if config.compile else self._model
-        dtype = _DTYPES.get(resolve_precision(config.precision, device))
-        self.autocast: Callable[[], Any] = (lambda: torch.autocast(device.type, dtype)) if dtype else nullcontext
+        self.network = Network(model, card, config, device, say)
+        self._adaptation = Adaptation(model, card.adapt_bn)
         self._pixels = self._raw = self._valid = torch.empty(0)
-        self._room = self.windows_at_once
+        self._room = self.network.windows_at_once
         self._steps: list[_Step] = []
         self._waiting = 0
-
-    @property
-    def windows_at_once(self) -> int:
-        """Windows in a batch: all views of a window go through the network together."""
-        return max(1, self.batch_size // len(VIEWS[self.config.tta]))
 
     @property
     def workers(self) -> int:
@@ -235,16 +162,16 @@ class Predictor:
         """
         chunks = self._read(spans)
         self._steps, self._waiting = [], 0
-        self._room = self.windows_at_once  # stays, also if memory runs short: batches are then split
+        self._room = self.network.windows_at_once  # stays, also if memory runs short: batches are then split
         for number, span in enumerate(spans):
             plan = self.config.plan(span.shape)
             seen = plan.windows(span.first_row, span.last_row)
             first = self._next(chunks)
             check_bands(first, span.composite, self.card)
-            is_alone = bool(self._adapted) or plan.window_shape != (plan.size, plan.size)
+            is_alone = bool(self._adaptation) or plan.window_shape != (plan.size, plan.size)
             if is_alone:
                 yield from self._flush(on_window)
-            if self._adapted:
+            if self._adaptation:
                 self._adapt(span, plan)
             self._reserve(plan, is_alone=is_alone)
             yield from self._predict_span(self._enter(number, span, plan, first), seen, first, chunks, on_window)
@@ -324,7 +251,7 @@ class Predictor:
         normalization, dates = self.card.normalization, self.card.dates
         count = self._room
         if is_alone:
-            count = min(count, 2 ** math.ceil(math.log2(len(plan.rows) * len(plan.cols))))
+            count = min(count, 2 ** math.ceil(math.log2(plan.count)))
         shape = (count, dates, len(normalization.channels), *plan.window_shape)
         if self._pixels.shape != shape:
             self._pixels = torch.zeros(shape, device=self.device)
@@ -368,63 +295,10 @@ class Predictor:
         window's last digits would depend on how many others there are.
         """
         with self.profile.measure("compute"):
-            return self.predict_stack(self._pixels)[: self._waiting]
-
-    @torch.inference_mode()
-    def predict_stack(self, images: Tensor) -> Tensor:
-        """Return the mean probability (N, classes, H, W) over the views of images (N, T, C, H, W)."""
-        views = VIEWS[self.config.tta]
-        height, width = images.shape[-2:]
-        total = torch.zeros((len(images), self.card.classes, height, width), device=images.device)
-        upright = [view for view in views if height == width or view[0] % 2 == 0]  # of one shape
-        for group in (upright, [view for view in views if view not in upright]):
-            if not group:
-                continue
-            turned = torch.cat([turn(images, view) for view in group])
-            parts = [self._activate(part) for part in torch.split(turned, self.batch_size)]
-            for view, probability in zip(group, torch.split(torch.cat(parts), len(images)), strict=True):
-                total += turn_back(probability, view)
-        return total / len(views)
-
-    def _activate(self, images: Tensor) -> Tensor:
-        """Return the probability of images (N, T, C, H, W): of change, or of each of several classes, maybe by date."""
-        logits = self.run(images)
-        if self.card.classes == 1:
-            return torch.sigmoid(logits)
-        return torch.cat([torch.softmax(group, dim=1) for group in logits.chunk(self.card.groups, 1)], 1)
-
-    def run(self, images: Tensor) -> Tensor:
-        """Return logits (N, classes, H, W) of images (N, T, C, H, W); in parts if the GPU cannot hold them all."""
-        dates = [date.contiguous(memory_format=torch.channels_last) for date in images.unbind(1)]
-        try:
-            with self.autocast():
-                return self.network(*dates).float()
-        except torch.OutOfMemoryError:
-            if len(images) == 1:
-                raise ConfigError(
-                    f"a window of {self.config.window} px does not fit the memory of {self.device}",
-                    f"--window {self.config.window // 2}, or --device cpu",
-                ) from None
-        half = math.ceil(len(images) / 2)
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
-        parts = [self.run(part) for part in torch.split(images, half)]
-        if half < self.batch_size:
-            self.batch_size = half
-            self._say(f"memory of {self.device} is short: going on with {half} at a time")
-        return torch.cat(parts)
+            return self.network.predict(self._pixels)[: self._waiting]
 
     def _adapt(self, span: Span, plan: WindowPlan) -> None:
-        """Mix the statistics of a scene into those that batch norms learnt (Schneider et al. 2020).
-
-        The scene's count the more, the more valid pixels n it has: n / (n + ``ADAPTATION_PRIOR_PX``). A small image
-        with much change would otherwise pass for one without. At most ``ADAPTATION_WINDOWS`` windows, spread evenly
-        over the scene, are looked at.
-        """
-        for layer in self._adapted:
-            layer.reset_running_stats()
-            layer.momentum = None  # the plain mean over all batches
-            layer.train()
+        """Adapt batch norms to a span, by at most ``ADAPTATION_WINDOWS`` windows that are spread evenly over it."""
         with span.open() as composite:
             moments, statistics = self._moments(composite.statistics), composite.statistics
             seen = math.prod(span.shape) / math.prod(composite.grid.shape) * statistics.count
@@ -432,56 +306,7 @@ class Predictor:
                 self._normalise(moments, torch.from_numpy(pixels).float(), torch.from_numpy(valid))
                 for pixels, valid in read_spread(composite, replace(plan, border="inside"), ADAPTATION_WINDOWS)
             ]
-        for start in range(0, len(images), ADAPTATION_BATCH):
-            stack = torch.stack(images[start : start + ADAPTATION_BATCH])
-            self.run(torch.cat([stack, stack.flip(-1)]))  # a single pixel at depth has no deviation
-        weight = seen / (seen + ADAPTATION_PRIOR_PX) if images else 0.0
-        for layer, learnt in zip(self._adapted, self._learnt, strict=True):
-            for value, scene in zip(learnt, read_moments(layer), strict=True):
-                scene.copy_(value.lerp(scene, weight))
-            layer.eval()
-
-
-def read_spread(composite: Composite, plan: WindowPlan, most: int) -> Iterator[tuple[NDArray[Any], NDArray[np.bool_]]]:
-    """Read at most so many windows that have a valid pixel, spread over the scene: pixels and valid of each."""
-    windows = plan.windows()
-    step = math.ceil(len(windows) / most)
-    found = 0
-    for window in (window for offset in range(step) for window in windows[offset::step]):
-        pixels, valid = composite.read_at(window, plan.shape)
-        if valid.any():
-            yield pixels, valid
-            found += 1
-        if found == most:
-            return
-
-
-def compile_network(network: nn.Module, device: torch.device) -> Callable[..., Tensor]:
-    """Let torch compile a network, when it is first called.
-
-    Raises:
-        ConfigError: That takes a compiler for this processor, and there is none.
-    """
-    if device.type == "cpu" and not any(map(shutil.which, (os.environ.get("CXX", "g++"), "g++", "clang++"))):
-        raise ConfigError("--compile takes a C++ compiler, and there is none", "install g++, or leave --compile out")
-    return torch.compile(network)
-
-
-def find_adapted(model: nn.Module, which: AdaptBatchNorm) -> list[nn.modules.batchnorm._BatchNorm]:
-    """Find the batch norms of a network that are to take the statistics of a scene."""
-    return [
-        layer
-        for name, layer in model.named_modules()
-        if isinstance(layer, nn.modules.batchnorm._BatchNorm)
-        and (which == "all" or (which == "decoder" and not name.startswith("encoder.")))
-    ]
-
-
-def read_moments(layer: nn.modules.batchnorm._BatchNorm) -> tuple[Tensor, Tensor]:
-    """Return mean and variance that a batch norm standardises by in prediction, themselves and not copies."""
-    assert layer.running_mean is not None
-    assert layer.running_var is not None
-    return layer.running_mean, layer.running_var
+        self._adaptation.adapt(self.network.run, images, seen)
 
 
 def check_bands(chunk: Chunk | Composite, path: Path, card: ModelCard) -> None:

@@ -13,10 +13,12 @@ import torch
 
 from satdiff_cli.checkpoint import load_model
 from satdiff_cli.errors import ConfigError
-from satdiff_cli.inference.engine import VIEWS, InferenceConfig, Predictor
+from satdiff_cli.inference.engine import Predictor
+from satdiff_cli.inference.network import VIEWS
 from satdiff_cli.inference.planning import Scene
 from satdiff_cli.inference.reading import CHUNK_BYTES
 from satdiff_cli.inference.scenes import WRITES_AHEAD, SceneFolder
+from satdiff_cli.inference.settings import InferenceConfig
 from satdiff_cli.raster import BLOCK_PX, ONE_PASS_CACHE_BYTES
 
 if TYPE_CHECKING:
@@ -90,7 +92,7 @@ def measure_batch(predictor: Predictor, shape: tuple[int, int], *, images: int) 
     times = []
     for _ in range(3):
         start = time.perf_counter()
-        predictor.run(stack).sum().item()  # waits for the device
+        predictor.network.run(stack).sum().item()  # waits for the device
         times.append(time.perf_counter() - start)
     taken = max(0, peak_memory(predictor.device) - before)
     return Measurement(min(times[1:]), images, taken // images)
@@ -104,12 +106,12 @@ def estimate(scenes: Mapping[Scene, Path], config: InferenceConfig, work: "Work"
     shapes = [shape for scene in scenes for _, shape in folder.levels(scene)]
     if work.max_memory:
         fit_memory(predictor, shapes, work.max_memory)
-    windows = sum(len(plan.rows) * len(plan.cols) for plan in map(config.plan, shapes))
-    measured = measure_batch(predictor, largest_window(shapes, config), images=predictor.batch_size)
+    windows = sum(config.plan(shape).count for shape in shapes)
+    measured = measure_batch(predictor, largest_window(shapes, config), images=predictor.network.batch_size)
     stored = [math.prod(scene.grid.shape) * classes * _ENCODED_BYTES for scene in scenes]
     return Estimate(
         windows,
-        math.ceil(windows / predictor.windows_at_once),
+        math.ceil(windows / predictor.network.windows_at_once),
         windows * len(VIEWS[config.tta]) / measured.images * measured.seconds,
         peak_memory(predictor.device) + row_memory(shapes, predictor),
         round(sum(stored) * (_WITH_OVERVIEWS + with_pickle) + max(stored)),
@@ -154,4 +156,4 @@ def fit_memory(predictor: Predictor, shapes: Sequence[tuple[int, int]], limit: i
             f"the limit is {limit / GIB:.1f} GiB",
             f"--window {max(64, config.window // 2)}, or a greater --max-memory",
         )
-    predictor.batch_size = int(min(predictor.batch_size, fitting))
+    predictor.network.batch_size = int(min(predictor.network.batch_size, fitting))

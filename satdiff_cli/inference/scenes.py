@@ -16,9 +16,10 @@ from torch import Tensor
 
 from satdiff_cli.errors import ConfigError
 from satdiff_cli.inference.cascade import CascadeConfig, combine_levels
-from satdiff_cli.inference.engine import InferenceConfig, Predictor
+from satdiff_cli.inference.engine import Predictor
 from satdiff_cli.inference.planning import Scene
 from satdiff_cli.inference.reading import Span
+from satdiff_cli.inference.settings import InferenceConfig
 from satdiff_cli.probability import PROBABILITY_NODATA, decode_probability
 from satdiff_cli.raster import Composite, ProbabilityWriter
 from satdiff_cli.rowstore import RowStore
