@@ -2,12 +2,13 @@
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
+from satdiff_cli.config import VectorFormat
 from satdiff_cli.errors import ConfigError
 from satdiff_cli.geodesy import geodetic_system, pixel_areas_m2
 from satdiff_cli.probability import threshold_probability
@@ -41,6 +42,21 @@ class Area:
         if not match:
             raise ConfigError(f"{text!r} is no area", "give square metres or pixels: 100m2 or 25px")
         return cls(float(match[1]), "px" if match[2] == "px" else "m2")
+
+
+@dataclass(frozen=True)
+class PolygonOptions:
+    """Say which polygons of change are written, and how.
+
+    Attributes:
+        min_area: What is smaller is no change, neither among the polygons nor in the mask.
+        max_hole: Holes up to this size, observed to their last pixel, are change. They are filled first.
+        vector: Format of the polygons: GeoPackage, GeoJSON, GeoParquet or FlatGeobuf.
+    """
+
+    min_area: Area = field(default_factory=Area)
+    max_hole: Area = field(default_factory=Area)
+    vector: VectorFormat = "gpkg"
 
 
 class ProbabilitySource(Protocol):

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from satdiff_cli import artifacts, pictures, raster, transitions
 from satdiff_cli.catalog import LandClass
-from satdiff_cli.changes import measure_sizes
+from satdiff_cli.changes import PolygonOptions, measure_sizes
 from satdiff_cli.errors import ConfigError
 from satdiff_cli.probability import (
     LABEL_IGNORE,
@@ -25,7 +25,7 @@ from satdiff_cli.probability import (
 from satdiff_cli.radiometry import ELEVATION
 from satdiff_cli.raster import MASK_NODATA, Grid
 from satdiff_cli.regions import cut_strips
-from satdiff_cli.vectors import ChangeMap, ChangeSummary, Kinds, PolygonOptions, write_change_map
+from satdiff_cli.vectors import ChangeMap, ChangeSummary, Kinds, write_change_map
 from satdiff_cli.windows import Window
 
 CODES_NAME = "from_to.tif"

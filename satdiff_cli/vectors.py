@@ -3,7 +3,7 @@
 import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Self
@@ -20,6 +20,7 @@ from satdiff_cli import raster
 from satdiff_cli.artifacts import write_file
 from satdiff_cli.changes import (
     Area,
+    PolygonOptions,
     ProbabilitySource,
     Sizes,
     fill_holes,
@@ -35,20 +36,6 @@ from satdiff_cli.geodesy import geodetic_system
 from satdiff_cli.raster import MASK_NODATA, Grid
 from satdiff_cli.regions import Regions, cut_strips
 
-__all__ = [
-    "LAYER",
-    "SUFFIXES",
-    "Area",
-    "ChangeMap",
-    "ChangeSummary",
-    "Kinds",
-    "PolygonOptions",
-    "write_change_map",
-    "write_changes",
-    "write_changes_from",
-]
-
-
 LAYER = "changes"
 SUFFIXES: Mapping[VectorFormat, str] = {
     "gpkg": ".gpkg",
@@ -58,21 +45,6 @@ SUFFIXES: Mapping[VectorFormat, str] = {
 }
 _DRIVERS = {"gpkg": "GPKG", "geojson": "GeoJSON", "fgb": "FlatGeobuf"}
 _WGS84 = "EPSG:4326"
-
-
-@dataclass(frozen=True)
-class PolygonOptions:
-    """Say which polygons of change are written, and how.
-
-    Attributes:
-        min_area: What is smaller is no change, neither among the polygons nor in the mask.
-        max_hole: Holes up to this size, observed to their last pixel, are change. They are filled first.
-        vector: Format of the polygons: GeoPackage, GeoJSON, GeoParquet or FlatGeobuf.
-    """
-
-    min_area: Area = field(default_factory=Area)
-    max_hole: Area = field(default_factory=Area)
-    vector: VectorFormat = "gpkg"
 
 
 @dataclass(frozen=True)

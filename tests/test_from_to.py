@@ -19,13 +19,14 @@ from test_semantic_change import write_pairs
 
 from satdiff_cli import from_to, raster, transitions
 from satdiff_cli.catalog import LandClass
+from satdiff_cli.changes import Area, PolygonOptions
 from satdiff_cli.checkpoint import ModelCard, build_model, save_weights
 from satdiff_cli.mapping import PROBABILITY_NAME
 from satdiff_cli.probability import find_classes
 from satdiff_cli.radiometry import Normalization
 from satdiff_cli.raster import Grid
 from satdiff_cli.regions import Regions
-from satdiff_cli.vectors import Area, ChangeSummary, PolygonOptions
+from satdiff_cli.vectors import ChangeSummary
 from satdiff_cli.windows import Window
 
 BANDS = ("red", "green", "blue")

@@ -6,6 +6,7 @@ import geopandas
 import numpy as np
 import pandas as pd
 import pytest
+from command_line import satdiff, succeed
 from numpy.typing import NDArray
 
 from satdiff_cli import artifacts, raster
@@ -72,3 +73,17 @@ def test_polygons_of_every_pair_lie_on_its_grid(tmp_path: Path, is_pickle: bool,
     assert changed.crs.to_epsg() == unchanged.crs.to_epsg() == 32637
     assert list(unchanged.columns) == list(changed.columns)
     assert unchanged.empty
+
+
+def test_polygons_are_exported_as_asked_for(tmp_path: Path) -> None:
+    write_maps(tmp_path / "p")
+    # Six pixels of 0.25 m² changed.
+    for min_area, count in (("1.5m2", 1), ("7px", 0)):
+        out = tmp_path / min_area
+        flags = ("--threshold", 0.6, "--as", "polygons", "--vector", "geojson", "--min-area", min_area, "--out", out)
+        succeed("export", "p", *flags, cwd=tmp_path)
+        assert sorted(path.name for path in out.iterdir()) == ["a.geojson", "b.geojson", "manifest.json"]
+        assert len(geopandas.read_file(out / "b.geojson")) == count
+    refused = satdiff("export", "p", "--min-area", "1m2", "--out", "x", cwd=tmp_path)
+    assert refused.code == 1
+    assert "--min-area would do nothing without --as polygons" in refused.err

@@ -16,18 +16,11 @@ from hypothesis import strategies as st
 from pyproj import CRS
 
 from satdiff_cli import raster, regions
-from satdiff_cli.changes import Area
+from satdiff_cli.changes import Area, PolygonOptions
 from satdiff_cli.config import VectorFormat
 from satdiff_cli.errors import ConfigError, OutputError, RasterError
 from satdiff_cli.raster import Grid, ProbabilityWriter, wkt_of_epsg
-from satdiff_cli.vectors import (
-    LAYER,
-    SUFFIXES,
-    ChangeSummary,
-    PolygonOptions,
-    write_changes,
-    write_changes_from,
-)
+from satdiff_cli.vectors import LAYER, SUFFIXES, ChangeSummary, write_changes, write_changes_from
 from satdiff_cli.windows import Window
 
 FORMATS: tuple[VectorFormat, ...] = get_args(VectorFormat)

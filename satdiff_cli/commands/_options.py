@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from satdiff_cli.config import MAX_SEED, Coregister, Engine, Resampling, Zeros
+from satdiff_cli.config import MAX_SEED, Coregister, Engine, Resampling, VectorFormat, Zeros
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -61,6 +61,9 @@ ZerosOption = Annotated[
     Zeros,
     typer.Option("--zeros", help="Where pixels that are 0 in every band saw nothing, in files without nodata value."),
 ]
+MinAreaOption = Annotated[str, typer.Option("--min-area", help="Smallest change to keep, such as 100m2 or 25px.")]
+MaxHoleOption = Annotated[str, typer.Option("--max-hole", help="Holes in a change up to this area are filled.")]
+VectorOption = Annotated[VectorFormat, typer.Option("--vector", help="Format of the polygons.")]
 StrictOption = Annotated[
     bool, typer.Option("--strict", help="Fail where the shift is larger, or cannot be told reliably.")
 ]

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from satdiff_cli.commands import _options as options
-from satdiff_cli.config import MAX_SHIFT, Relative, ThresholdKind, VectorFormat
+from satdiff_cli.config import MAX_SHIFT, Relative, ThresholdKind
 from satdiff_cli.plugins import list_plugins
 
 _METHODS = [name.replace("_", "-") for name in list_plugins("detectors")]
@@ -44,11 +44,9 @@ def detect(
     max_shift: options.MaxShiftOption = MAX_SHIFT,
     strict: options.StrictOption = False,
     zeros: options.ZerosOption = "border",
-    min_area: Annotated[
-        str, typer.Option("--min-area", help="Smallest change to keep, such as 100m2 or 25px.")
-    ] = "0px",
-    max_hole: Annotated[str, typer.Option("--max-hole", help="Holes in a change up to this area are filled.")] = "0px",
-    vector: Annotated[VectorFormat, typer.Option("--vector", help="Format of the polygons.")] = "gpkg",
+    min_area: options.MinAreaOption = "0px",
+    max_hole: options.MaxHoleOption = "0px",
+    vector: options.VectorOption = "gpkg",
     before_date: Annotated[
         str, typer.Option("--before-date", help="Date of the before scene.", show_default="from its name or tags")
     ] = "",
@@ -72,10 +70,10 @@ def detect(
     Next: open change/changes.gpkg and change/mask.tif in your GIS
     """
     from satdiff_cli import artifacts, mapping
+    from satdiff_cli.changes import Area, PolygonOptions
     from satdiff_cli.compositing import CompositeConfig
     from satdiff_cli.coregistration import CoregistrationConfig
     from satdiff_cli.detection import DetectionConfig
-    from satdiff_cli.vectors import Area, PolygonOptions
 
     rule, cut = parse_threshold(threshold)
     if false_alarms is not None:

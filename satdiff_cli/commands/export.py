@@ -1,5 +1,6 @@
 """``satdiff export``: write a prediction as masks, pictures, …."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -25,6 +26,9 @@ def export(
     ids: Annotated[
         Path | None, typer.Option("--ids", help="Sample submission that names the pairs of a bare list.")
     ] = None,
+    min_area: options.MinAreaOption = "0px",
+    max_hole: options.MaxHoleOption = "0px",
+    vector: options.VectorOption = "gpkg",
     data: options.DataOption = options.DEFAULT_DATA,
     out: Annotated[
         Path | None,
@@ -33,7 +37,7 @@ def export(
     overwrite: options.OverwriteOption = False,
     as_json: options.JsonOption = False,
 ) -> None:
-    """Write a prediction as masks or pictures.
+    """Write a prediction as masks, pictures or polygons.
 
     Reads a prediction (png: composites and labels, too); writes one file a pair, or two (colour).
 
@@ -44,7 +48,17 @@ def export(
     from satdiff_cli import artifacts, predictions
     from satdiff_cli.plugins import load_plugin
 
-    output = load_plugin("outputs", kind)
+    output, polygons = load_plugin("outputs", kind), None
+    if kind == "polygons":
+        from satdiff_cli.changes import Area, PolygonOptions  # takes what no other kind does
+
+        polygons = PolygonOptions(Area.parse(min_area), Area.parse(max_hole), vector)
+    else:
+        options.refuse_idle(
+            {"--min-area": min_area != "0px", "--max-hole": max_hole != "0px", "--vector": vector != "gpkg"},
+            needs="without --as polygons",
+            hint="add --as polygons",
+        )
     path = predictions.resolve_prediction(prediction, data)
     folder = out or data / "exports" / f"{path.name.removesuffix('.pkl')}_{kind}"
     with (
@@ -52,9 +66,10 @@ def export(
         artifacts.write_folder(folder, overwrite=overwrite) as temporary,
     ):
         cut, origin = predictions.choose_threshold(threshold, reader.header)
-        written = output.write(reader, temporary, predictions.ExportOptions(data, cut))
+        written = output.write(reader, temporary, predictions.ExportOptions(data, cut, polygons))
         is_cut = not reader.header.classes
         settings = {"prediction": str(path), "as": kind, "threshold": cut}
+        settings |= {"polygons": asdict(polygons)} if polygons else {}
         artifacts.write_manifest(temporary, artifacts.Manifest("export", config=settings))
     threshold_used = f" at threshold {cut:.3f} ({origin})" if is_cut else ""
     options.say(f"done   {len(written)} files of {path}{threshold_used}")

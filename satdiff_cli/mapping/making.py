@@ -11,6 +11,7 @@ from typing import Any
 
 from satdiff_cli import artifacts, catalog, from_to, pictures, raster
 from satdiff_cli.catalog import Scene
+from satdiff_cli.changes import PolygonOptions
 from satdiff_cli.compositing import CompositeConfig, write_composite
 from satdiff_cli.detection import DetectionConfig, detect
 from satdiff_cli.errors import ConfigError, RasterError
@@ -25,7 +26,7 @@ from satdiff_cli.mapping.reporting import (
 )
 from satdiff_cli.pairing import Pair, read_date
 from satdiff_cli.radiometry import SceneStatistics
-from satdiff_cli.vectors import SUFFIXES, PolygonOptions, write_changes
+from satdiff_cli.vectors import SUFFIXES, write_changes
 
 PROBABILITY_NAME = "probability.tif"
 MASK_NAME = "mask.tif"

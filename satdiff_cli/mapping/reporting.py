@@ -8,9 +8,10 @@ import numpy as np
 
 from satdiff_cli import raster
 from satdiff_cli.catalog import Scene
+from satdiff_cli.changes import PolygonOptions
 from satdiff_cli.compositing import CompositeSummary
 from satdiff_cli.radiometry import SceneStatistics
-from satdiff_cli.vectors import ChangeSummary, PolygonOptions
+from satdiff_cli.vectors import ChangeSummary
 
 
 def note_inputs(summary: CompositeSummary, statistics: SceneStatistics, scenes: tuple[Scene, Scene]) -> list[str]:

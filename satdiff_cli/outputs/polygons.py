@@ -1,4 +1,4 @@
-"""One GeoPackage a pair with a polygon for each change, and what is known of it."""
+"""One file a pair with a polygon for each change, and what is known of it."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,10 +7,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from satdiff_cli.artifacts import PAIRS_CSV
+from satdiff_cli.changes import PolygonOptions
 from satdiff_cli.pairing import read_pairs
 from satdiff_cli.predictions import ExportOptions, PredictionReader
 from satdiff_cli.raster import Grid
-from satdiff_cli.vectors import SUFFIXES, PolygonOptions, write_changes_from
+from satdiff_cli.vectors import SUFFIXES, write_changes_from
 from satdiff_cli.windows import Window
 
 
@@ -26,8 +27,8 @@ class _Probability:
 
 
 def write(prediction: PredictionReader, out: Path, options: ExportOptions) -> list[Path]:
-    """Write ``<pair_id>.gpkg`` for every pair; with the dates that the project folder knows of it."""
-    polygons, dates = PolygonOptions(), read_dates(options.data)
+    """Write the polygons of every pair, with the dates that the project folder knows of it."""
+    polygons, dates = options.polygons or PolygonOptions(), read_dates(options.data)
     written = []
     for pair_id in prediction.header.pair_ids:
         values = prediction.read(pair_id)

@@ -3,11 +3,14 @@
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from satdiff_cli.catalog import LandClass
 from satdiff_cli.config import Task
 from satdiff_cli.raster import Grid
+
+if TYPE_CHECKING:
+    from satdiff_cli.changes import PolygonOptions
 
 PICKLE_FORMAT = "satdiff-prediction"
 PICKLE_VERSION = 1
@@ -106,10 +109,12 @@ class ExportOptions:
     Attributes:
         data: The project folder with composites and labels.
         threshold: Probability from which a pixel counts as change.
+        polygons: Which polygons are written, and how; None for the defaults.
     """
 
     data: Path
     threshold: float
+    polygons: "PolygonOptions | None" = None
 
 
 def choose_threshold(given: float | None, header: PredictionHeader) -> tuple[float, str]:
