@@ -150,6 +150,10 @@ def test_a_sweep_of_training_goes_on_where_it_was_and_ranks_its_trials(project: 
     assert stored["lr"] == best["settings"]["lr"]
     assert stored["loss"] == best["settings"]["loss"]
     assert f"satdiff predict {best['run']} --models" in outcome.err
+    told = json.loads(succeed("info", folder, "--json", cwd=project).out)
+    assert told["state"] == "complete: 3"
+    assert f"run = {best['run']}" in told["best"]
+    assert told["next"] == f"satdiff predict {best['run']} --models {folder / 'runs'}"
     other = write_sweep(project / "other.toml", **BASE, search={"lr": [1e-3]})
     refused = satdiff("sweep", "--config", other, "--out", folder, cwd=project)
     assert refused.code == 1

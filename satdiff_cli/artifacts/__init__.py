@@ -28,6 +28,8 @@ from satdiff_cli.artifacts.names import (
     SCHEMA_VERSION,
     TILE_COLUMNS,
     TILES_CSV,
+    TRIAL_COLUMNS,
+    TRIALS_CSV,
     Kind,
 )
 from satdiff_cli.artifacts.resuming import (
@@ -61,6 +63,8 @@ __all__ = [
     "SCHEMA_VERSION",
     "TILES_CSV",
     "TILE_COLUMNS",
+    "TRIALS_CSV",
+    "TRIAL_COLUMNS",
     "Kind",
     "Manifest",
     "PartialFolder",

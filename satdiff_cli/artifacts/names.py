@@ -9,6 +9,7 @@ FOLDER_MARKS = (MANIFEST_NAME, "model.json")  # one of them lies in every folder
 PAIRS_CSV = "pairs.csv"
 PAIRS_REPORT_CSV = "pairs_report.csv"
 TILES_CSV = "tiles.csv"
+TRIALS_CSV = "trials.csv"
 CLASSES_CSV = "classes.csv"
 COMPOSITES_DIR = "composites"
 LABELS_DIR = "labels"
@@ -45,6 +46,7 @@ REPORT_COLUMNS = (
 )
 ELEVATION_COLUMN = "elevation"  # of pairs.csv, only where some scene has one
 CLASS_COLUMNS = ("id", "name", "red", "green", "blue")
+TRIAL_COLUMNS = ("trial", "state", "seconds", "run", "reason")  # and the score and settings of each sweep
 TILE_COLUMNS = (
     "tile_id",
     "pair_id",

@@ -36,12 +36,15 @@ def describe(path: Path) -> tuple[dict[str, Any], str]:
     Raises:
         ArtifactError: The path is missing, or nothing of satdiff.
     """
+    from satdiff_cli import artifacts
     from satdiff_cli.errors import ArtifactError
 
     if not path.exists():
         raise ArtifactError(f"{path} does not exist", "satdiff demo makes an example")
     if path.is_dir():
         return describe_folder(path)
+    if path.name == artifacts.TRIALS_CSV:
+        return describe_sweep(path)
     by_suffix: dict[str, Callable[[Path], tuple[dict[str, Any], str]]] = {
         ".csv": describe_table,
         ".pkl": describe_prediction,
@@ -68,7 +71,7 @@ def describe_part(path: Path) -> tuple[dict[str, Any], str]:
 
 
 def describe_folder(path: Path) -> tuple[dict[str, Any], str]:
-    """Describe a run, a folder with a manifest, or a project folder."""
+    """Describe a run, a folder with a manifest, a sweep, or a project folder."""
     from satdiff_cli import artifacts, checkpoint
     from satdiff_cli.errors import ArtifactError
 
@@ -81,6 +84,8 @@ def describe_folder(path: Path) -> tuple[dict[str, Any], str]:
         if values["kind"] == "change map":
             return describe_change_map(path), ""
         return describe_manifest(path), f"satdiff tile {path.parent}"
+    if (path / artifacts.TRIALS_CSV).is_file():
+        return describe_sweep(path / artifacts.TRIALS_CSV)
     if (path / artifacts.PAIRS_CSV).is_file() or any(path.iterdir()):
         return describe_project(path)
     raise ArtifactError(f"{path} is empty", f"put scenes there (see the README), then: satdiff pair {path}")
@@ -141,17 +146,33 @@ def describe_table(path: Path) -> tuple[dict[str, Any], str]:
         "pairs": (artifacts.PAIR_COLUMNS, f"satdiff tile {path.parent}"),
         "tiles": (artifacts.TILE_COLUMNS, f"satdiff train --arch siamese{options.data_flag(path.parent)}"),
         "report of satdiff pair": (artifacts.REPORT_COLUMNS, f"satdiff tile {path.parent}"),
+        "trials of satdiff sweep": (artifacts.TRIAL_COLUMNS, ""),
         "submission": (("Id", "mask"), ""),
     }
     for kind, (columns, next_command) in kinds.items():
         if set(columns) <= set(table.columns):
             facts["what"] = f"{kind} ({path})"
-            for column in ("fold", "status"):
+            for column in ("fold", "status", "state"):
                 if column in table.columns:
                     counts = table[column].value_counts().sort_index()
                     facts[column] = ", ".join(f"{value or '(none)'}: {count}" for value, count in counts.items())
             return facts, next_command
     return facts, f"satdiff pair {path} --format csv"
+
+
+def describe_sweep(path: Path) -> tuple[dict[str, Any], str]:
+    """Describe a sweep by the table of its trials, the best first."""
+    from satdiff_cli import artifacts
+
+    facts, _ = describe_table(path)
+    trials: list[dict[str, str]] = artifacts.read_table(path, artifacts.TRIAL_COLUMNS).to_dict("records")
+    if not trials or trials[0]["state"] != "complete":
+        return facts, ""
+    best = trials[0]
+    facts["best"] = [f"{name} = {value}" for name, value in best.items() if value]
+    trained = path.parent / "runs"
+    models = options.models_flag(trained) if (trained / best["run"]).is_dir() else ""
+    return facts, f"satdiff predict {best['run']}{models}"
 
 
 def describe_prediction(path: Path) -> tuple[dict[str, Any], str]:

@@ -153,17 +153,17 @@ def finish(
     Raises:
         ConfigError: No trial came to its end.
     """
-    from satdiff_cli import sweeping
+    from satdiff_cli import artifacts, sweeping
     from satdiff_cli.errors import ConfigError
 
     best = finished[0]
     if best.state != "complete":
         raise ConfigError(
             f"none of {len(finished)} trials came to its end; one of them: {best.reason or best.state}",
-            f"see the reasons in {bench.folder / sweeping.CSV_NAME}",
+            f"see the reasons in {bench.folder / artifacts.TRIALS_CSV}",
         )
     counts: dict[str, int] = {state: sum(trial.state == state for trial in finished) for state in sweeping.STATES}
-    path = bench.folder / sweeping.CSV_NAME
+    path = bench.folder / artifacts.TRIALS_CSV
     summary: dict[str, Any] = {
         "trials": len(finished),
         **counts,

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     import optuna
 
 __all__ = [
-    "CSV_NAME",
     "STATES",
     "Bench",
     "Finished",
@@ -33,7 +32,7 @@ __all__ = [
     "spell_predict_flags",
 ]
 
-STUDY_NAME, CSV_NAME, LOCK_NAME = "study.db", "trials.csv", ".lock"
+STUDY_NAME, LOCK_NAME = "study.db", ".lock"
 UNPRUNED_TRIALS, UNPRUNED_STEPS = 4, 1  # that the median is taken of, and that each trial is given
 _CONFIG, _DRAWN, _RESULT, _REASON = "config", "drawn", "result", "reason"
 
@@ -102,7 +101,7 @@ def run_sweep(sweep: SweepConfig, bench: Bench, search: Search) -> list[Finished
             study.sampler = optuna.samplers.TPESampler(seed=search.seed + done)
             finish_trial(study, sweep, bench)
             finished = list_finished(study)
-            write_trials(bench.folder / CSV_NAME, finished, bench.metric)
+            write_trials(bench.folder / artifacts.TRIALS_CSV, finished, bench.metric)
             search.on_trial(max(finished, key=lambda trial: trial.number))
     return list_finished(study)
 
