@@ -165,10 +165,10 @@ def describe_sweep(path: Path) -> tuple[dict[str, Any], str]:
     from satdiff_cli import artifacts
 
     facts, _ = describe_table(path)
-    trials: list[dict[str, str]] = artifacts.read_table(path, artifacts.TRIAL_COLUMNS).to_dict("records")
+    trials = artifacts.read_table(path, artifacts.TRIAL_COLUMNS).to_dict("records")
     if not trials or trials[0]["state"] != "complete":
         return facts, ""
-    best = trials[0]
+    best: dict[Any, str] = trials[0]
     facts["best"] = [f"{name} = {value}" for name, value in best.items() if value]
     trained = path.parent / "runs"
     models = options.models_flag(trained) if (trained / best["run"]).is_dir() else ""
