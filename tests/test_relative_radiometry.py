@@ -140,3 +140,12 @@ def test_bands_that_depend_on_each_other_lose_their_variates() -> None:
     assert fit_alteration(bands).variates == 2
     assert np.isfinite(fit_alteration(bands).statistic(bands)).all()
     assert fit_alteration(np.zeros((4, 3), np.float32)).variates == 0
+
+
+def test_intensities_below_0_that_no_sample_showed_count_as_0() -> None:
+    sample = np.random.default_rng(0).gamma(4, 50, (2, 4000)).astype(np.float32)
+    relative = fit_relative("pif", sample, is_intensity=True)
+    scene = np.array([[[-3.0, 0.0, 40.0]], [[-3.0, 0.0, 40.0]]], np.float32)
+    found = relative.apply(scene)
+    assert np.isfinite(found).all()
+    np.testing.assert_array_equal(found[..., 0], found[..., 1])

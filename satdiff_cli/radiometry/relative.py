@@ -100,10 +100,13 @@ class RelativeNormalization:
 
 
 def take_logarithm(pixels: NDArray[Any], floors: tuple[float, ...]) -> NDArray[np.float32]:
-    """Take the logarithm of values (2 * bands, …) of 0 or more, each date plus its own floor."""
+    """Take the logarithm of values (2 * bands, …), each date plus its own floor; values below 0 count as 0."""
     dates = np.split(pixels, len(floors))
     return np.concatenate(
-        [np.log(date.astype(np.float32) + np.float32(floor)) for date, floor in zip(dates, floors, strict=True)]
+        [
+            np.log(np.maximum(date, 0).astype(np.float32) + np.float32(floor))
+            for date, floor in zip(dates, floors, strict=True)
+        ]
     )
 
 
