@@ -105,7 +105,7 @@ def test_a_scene_without_a_valid_window_leaves_what_was_learnt(project_root: Pat
     before = [[moment.clone() for moment in read_moments(layer)] for layer in layers]
     path = project_root / "data" / "composites" / f"{pair_id(0)}.tif"
     with mock.patch.object(raster.Composite, "read_at", lambda self, window, _: (self.read(window), NOTHING)):
-        predictor._adapt(Span(path, raster.read_grid(path).shape, 0, 1), predictor.config.plan((150, 190)))
+        predictor._adapt(Span(path, raster.read_grid(path).shape, 0, 1, 16), predictor.config.plan((150, 190)))
     for layer, learnt in zip(layers, before, strict=True):
         for moment, value in zip(read_moments(layer), learnt, strict=True):
             torch.testing.assert_close(moment, value)

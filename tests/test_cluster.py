@@ -86,7 +86,7 @@ def test_a_worker_for_which_no_machine_is_large_enough_is_refused(
 def make_task(name: str, shape: tuple[int, int], rows: tuple[int, int] | None = None) -> Task:
     """Make a task of all rows of a scene, or of some."""
     path = Path(f"{name}.tif")
-    return Task(Scene(name, path, Grid(*shape)), 0, Span(path, shape, *(rows or (0, shape[0]))))
+    return Task(Scene(name, path, Grid(*shape), 16), 0, Span(path, shape, *(rows or (0, shape[0])), 16))
 
 
 def count_begun(part: Task, config: InferenceConfig) -> int:
@@ -272,7 +272,7 @@ def test_a_scene_cut_into_blocks_of_rows_is_the_same_as_from_one_process(
     found = predict(scene, tmp_path / "found", config, replace(ON_RAY, on_window=told.append))
     assert len(told) > CPUS  # pieces
     pair, _ = scene
-    assert sum(told) == inference.count_windows([Scene(pair.pair_id, pair.composite, Grid(*SHAPE))], config)
+    assert sum(told) == inference.count_windows([Scene(pair.pair_id, pair.composite, Grid(*SHAPE), 16)], config)
     expected = predict(scene, tmp_path / "expected", config, Work())
     np.testing.assert_allclose(found, expected, rtol=0, atol=steps * 1.001 / PROBABILITY_STEPS)
     assert 0 < np.isnan(found).sum() < found.size

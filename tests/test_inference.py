@@ -99,7 +99,7 @@ def write_composite(
 
 def whole(path: Path, level: float = 1) -> Span:
     height, width = (max(1, round(side / level)) for side in raster.read_grid(path).shape)
-    return Span(path, (height, width), 0, height)
+    return Span(path, (height, width), 0, height, 2 * 2 * len(BANDS))
 
 
 def collect(rows: Sequence[Rows]) -> NDArray[np.float32]:
@@ -273,7 +273,7 @@ def test_pixels_without_a_number_are_not_stored_as_a_probability(tmp_path: Path)
     predictor = Predictor(Overflow(), CARD, PLAIN, CPU)
     grid = raster.read_grid(path)
     folder = SceneFolder(tmp_path, PLAIN, 1)
-    tasks = folder.missing_tasks(Scene("c", path, grid))
+    tasks = folder.missing_tasks(Scene("c", path, grid, 16))
     with pytest.raises(ConfigError, match="no number for pixels of c") as caught:
         predict_tasks(predictor, tasks, folder)
     assert "--precision fp32" in caught.value.hint
@@ -282,7 +282,7 @@ def test_pixels_without_a_number_are_not_stored_as_a_probability(tmp_path: Path)
 def test_an_error_of_a_thread_that_reads_or_writes_ends_the_prediction(tmp_path: Path) -> None:
     path = write_composite(tmp_path, (300, 64))
     folder = SceneFolder(tmp_path, PLAIN, 1)
-    tasks = folder.missing_tasks(Scene("c", path, raster.read_grid(path)))
+    tasks = folder.missing_tasks(Scene("c", path, raster.read_grid(path), 16))
     predictor = Predictor(Recorder(), CARD, PLAIN, CPU)
     for place in ("satdiff_cli.inference.scenes.RowStore.write", "satdiff_cli.inference.engine.read_chunk"):
         with mock.patch(place, side_effect=OSError("no such disk")), pytest.raises(OSError, match="no such disk"):
@@ -302,7 +302,7 @@ def test_a_single_window_that_does_not_fit_is_a_message(tmp_path: Path) -> None:
 def test_a_memory_limit_makes_batches_smaller_or_names_a_smaller_window() -> None:
     predictor = Predictor(Recorder(), CARD, replace(PLAIN, batch_size=1000, window=512), CPU)
     with pytest.raises(ConfigError, match="GiB for the program"):
-        fit_memory(predictor, [(600, 700)], limit=2**20)
+        fit_memory(predictor, [Span(Path("a.tif"), (600, 700), 0, 600, 16)], limit=2**20)
 
 
 def test_several_classes_are_a_probability_together(tmp_path: Path) -> None:

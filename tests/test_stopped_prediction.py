@@ -249,7 +249,7 @@ def test_the_hash_of_a_composite_counts_for_no_rows_made_later(tmp_path: Path) -
     path = tmp_path / "data" / "composites" / "a.tif"
     path.parent.mkdir(parents=True)
     path.write_bytes(b"another composite")
-    scene = Scene("a", path, raster.Grid(1, 1))
+    scene = Scene("a", path, raster.Grid(1, 1), 16)
     writer = PredictionWriter(tmp_path, PredictionHeader(("a",)))
     inference.write_log(writer, [{"path": "composites/a.tif", "size": 3, "sha256": "of the first one"}])
     describe, may_go_on = artifacts.describe_inputs, threading.Event()

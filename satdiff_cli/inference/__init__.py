@@ -255,7 +255,7 @@ def predict_run(
     elif tasks:
         predictor = make_predictor(run, config, work)
         if work.max_memory:
-            fit_memory(predictor, [task.span.shape for task in tasks], work.max_memory)
+            fit_memory(predictor, [task.span for task in tasks], work.max_memory)
         predict_tasks(predictor, tasks, folder, on_window=work.on_window, on_task=count_down)
 
 

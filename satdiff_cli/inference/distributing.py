@@ -14,6 +14,7 @@ from satdiff_cli.cluster import Pool, connect
 from satdiff_cli.inference.engine import Predictor
 from satdiff_cli.inference.measuring import fit_memory
 from satdiff_cli.inference.planning import Scene
+from satdiff_cli.inference.reading import Span
 from satdiff_cli.inference.scenes import SceneFolder, Task, count_task, predict_tasks
 from satdiff_cli.inference.settings import InferenceConfig
 from satdiff_cli.raster import ONE_PASS_CACHE_BYTES, bound_cache
@@ -37,12 +38,12 @@ class SceneWorker:
 
     @classmethod
     def load(
-        cls, run: Path, folder: SceneFolder, device: str, *, shapes: Sequence[tuple[int, int]], max_memory: int
+        cls, run: Path, folder: SceneFolder, device: str, *, spans: Sequence[Span], max_memory: int
     ) -> "SceneWorker":
         """Load the network where the work will be done; a limit of memory is one of this worker [bytes]."""
         predictor = Predictor(*load_model(run), folder.config, pick_device(device))
         if max_memory:
-            fit_memory(predictor, shapes, max_memory)
+            fit_memory(predictor, spans, max_memory)
         return cls(predictor, folder)
 
     def work(self, piece: Piece) -> None:
@@ -68,7 +69,7 @@ def predict_on_cluster(
         run.resolve(),
         replace(folder, config=config),
         "cuda" if gpus else work.device.type,
-        shapes=sorted({task.span.shape for task in tasks}),
+        spans=list({(task.span.shape, task.span.pixel_nbytes): task.span for task in tasks}.values()),
         max_memory=work.max_memory,
     )
     with connect(work.address) as ray, Pool[Piece, None](ray, build, count=count, gpus=gpus) as pool:

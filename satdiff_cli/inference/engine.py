@@ -24,7 +24,6 @@ from satdiff_cli.raster import Composite
 from satdiff_cli.windows import RowBlender, Window, WindowPlan
 
 MOST_STEPS = 64  # windows that may wait for each place in a batch, nearly all of them without a valid pixel
-_STORED_BYTES = 2
 
 
 @dataclass(frozen=True)
@@ -139,10 +138,8 @@ class Predictor:
         Raises:
             ConfigError: The composite does not have the bands that the network was trained on.
         """
-        height, width = composite.grid.shape
-        for rows in self.predict(
-            [Span(composite.path, (height, width), 0, height, self.card.normalization.has_elevation)]
-        ):
+        shape, with_elevation = composite.grid.shape, self.card.normalization.has_elevation
+        for rows in self.predict([Span(composite.path, shape, 0, shape[0], composite.pixel_nbytes, with_elevation)]):
             yield rows.first_row, rows.to_numpy()
 
     @torch.inference_mode()
@@ -181,11 +178,10 @@ class Predictor:
 
     def _read(self, spans: Sequence[Span]) -> Iterator[Chunk]:
         """Read the rows that the windows of spans see, ahead of their use."""
-        nbytes = _STORED_BYTES * len(self.card.normalization.bands) * self.card.dates
         reads = (
             (span, rows)
             for span in spans
-            for rows in plan_chunks(span, self.config.plan(span.shape).windows(span.first_row, span.last_row), nbytes)
+            for rows in plan_chunks(span, self.config.plan(span.shape).windows(span.first_row, span.last_row))
         )
         on_gpu = self.device.type == "cuda"
         return map_ahead(lambda read: read_chunk(*read, pin=on_gpu, profile=self.profile), reads, workers=self.workers)

@@ -16,7 +16,7 @@ from satdiff_cli.errors import ConfigError
 from satdiff_cli.inference.engine import Predictor
 from satdiff_cli.inference.network import VIEWS
 from satdiff_cli.inference.planning import Scene
-from satdiff_cli.inference.reading import CHUNK_BYTES
+from satdiff_cli.inference.reading import CHUNK_BYTES, Span
 from satdiff_cli.inference.scenes import WRITES_AHEAD, SceneFolder
 from satdiff_cli.inference.settings import InferenceConfig
 from satdiff_cli.raster import BLOCK_PX, ONE_PASS_CACHE_BYTES
@@ -103,39 +103,39 @@ def estimate(scenes: Mapping[Scene, Path], config: InferenceConfig, work: "Work"
     predictor = Predictor(*load_model(next(iter(scenes.values()))), config, work.device)
     classes = predictor.card.classes
     folder = SceneFolder(Path(), config, classes)
-    shapes = [shape for scene in scenes for _, shape in folder.levels(scene)]
+    spans = [task.span for scene in scenes for task in folder.tasks(scene)]
     if work.max_memory:
-        fit_memory(predictor, shapes, work.max_memory)
-    windows = sum(config.plan(shape).count for shape in shapes)
-    measured = measure_batch(predictor, largest_window(shapes, config), images=predictor.network.batch_size)
+        fit_memory(predictor, spans, work.max_memory)
+    windows = sum(config.plan(span.shape).count for span in spans)
+    measured = measure_batch(predictor, largest_window(spans, config), images=predictor.network.batch_size)
     stored = [math.prod(scene.grid.shape) * classes * _ENCODED_BYTES for scene in scenes]
     return Estimate(
         windows,
         math.ceil(windows / predictor.network.windows_at_once),
         windows * len(VIEWS[config.tta]) / measured.images * measured.seconds,
-        peak_memory(predictor.device) + row_memory(shapes, predictor),
+        peak_memory(predictor.device) + row_memory(spans, predictor),
         round(sum(stored) * (_WITH_OVERVIEWS + with_pickle) + max(stored)),
     )
 
 
-def largest_window(shapes: Iterable[tuple[int, int]], config: InferenceConfig) -> tuple[int, int]:
+def largest_window(spans: Iterable[Span], config: InferenceConfig) -> tuple[int, int]:
     """Return height and width of the largest window of scenes."""
-    return max((config.plan(shape).window_shape for shape in shapes), key=math.prod)
+    return max((config.plan(span.shape).window_shape for span in spans), key=math.prod)
 
 
-def row_memory(shapes: Iterable[tuple[int, int]], predictor: Predictor) -> int:
+def row_memory(spans: Sequence[Span], predictor: Predictor) -> int:
     """Return the memory that rows of the widest scene take: read, blended, and waiting to be written [bytes]."""
     config, card = predictor.config, predictor.card
-    width = max(width for _, width in shapes)
-    pixel = _ENCODED_BYTES * card.dates * len(card.normalization.bands)
-    chunk = max(CHUNK_BYTES, width * BLOCK_PX * pixel)
-    held = math.ceil(config.window / BLOCK_PX + 1) * width * BLOCK_PX * pixel
+    width = max(span.shape[1] for span in spans)
+    row = max(span.shape[1] * span.pixel_nbytes for span in spans)
+    chunk = max(CHUNK_BYTES, row * BLOCK_PX)
+    held = math.ceil(config.window / BLOCK_PX + 1) * row * BLOCK_PX
     blended = config.window * width * card.classes * _FLOAT_BYTES
     waiting = WRITES_AHEAD * (config.window - config.overlap) * width * card.classes * _ENCODED_BYTES
     return held + (predictor.workers + 1) * chunk + 2 * blended + waiting + ONE_PASS_CACHE_BYTES
 
 
-def fit_memory(predictor: Predictor, shapes: Sequence[tuple[int, int]], limit: int) -> None:
+def fit_memory(predictor: Predictor, spans: Sequence[Span], limit: int) -> None:
     """Choose how many windows are computed at a time so that a limit is kept [bytes].
 
     Raises:
@@ -146,13 +146,13 @@ def fit_memory(predictor: Predictor, shapes: Sequence[tuple[int, int]], limit: i
         total = torch.cuda.get_device_properties(device).total_memory
         torch.cuda.set_per_process_memory_fraction(min(1.0, limit / total), device)
         return
-    measured = measure_batch(predictor, largest_window(shapes, config), images=1)
-    taken = peak_memory(device) - measured.image_bytes + row_memory(shapes, predictor)
+    measured = measure_batch(predictor, largest_window(spans, config), images=1)
+    taken = peak_memory(device) - measured.image_bytes + row_memory(spans, predictor)
     fitting = (limit - taken) // max(1, measured.image_bytes)
     if fitting < 1:
         raise ConfigError(
             f"one window of {config.window} px takes {measured.image_bytes / GIB:.1f} GiB beside "
-            f"{taken / GIB:.1f} GiB for the program and rows of {max(width for _, width in shapes)} px; "
+            f"{taken / GIB:.1f} GiB for the program and rows of {max(span.shape[1] for span in spans)} px; "
             f"the limit is {limit / GIB:.1f} GiB",
             f"--window {max(64, config.window // 2)}, or a greater --max-memory",
         )

@@ -24,11 +24,13 @@ class Scene:
         pair_id: The pair.
         composite: Its composite.
         grid: The composite's grid.
+        pixel_nbytes: Bytes of a pixel of it over all dates and bands.
     """
 
     pair_id: str
     composite: Path
     grid: Grid
+    pixel_nbytes: int
 
 
 @dataclass(frozen=True)
@@ -43,21 +45,17 @@ class Plan:
         """The scenes with the run that predicts each; those of a run follow each other."""
         pairs = sorted(self.runs, key=lambda pair: (self.runs[pair], pair.pair_id))
         with ThreadPoolExecutor(READERS) as pool:
-            grids = pool.map(read_composite_grid, [pair.composite for pair in pairs])
-            return {
-                Scene(pair.pair_id, pair.composite, grid): self.runs[pair]
-                for pair, grid in zip(pairs, grids, strict=True)
-            }
+            return {scene: self.runs[pair] for pair, scene in zip(pairs, pool.map(open_scene, pairs), strict=True)}
 
 
-def read_composite_grid(path: Path) -> Grid:
-    """Read the grid of a composite.
+def open_scene(pair: Pair) -> Scene:
+    """Look into the composite of a pair.
 
     Raises:
         RasterError: The file is missing, damaged, or no composite.
     """
-    with Composite(path) as composite:
-        return composite.grid
+    with Composite(pair.composite) as composite:
+        return Scene(pair.pair_id, pair.composite, composite.grid, composite.pixel_nbytes)
 
 
 def plan_prediction(pairs: Sequence[Pair], runs: Sequence[Path], scenes: str) -> Plan:

@@ -32,6 +32,7 @@ class Span:
         shape: Height and width that it is resampled to [px]; its own for none.
         first_row: First row that is wanted.
         last_row: Row after the last one that is wanted, which is another one.
+        pixel_nbytes: Bytes of a pixel over all dates and bands.
         with_elevation: Whether elevations are read beside the bands.
     """
 
@@ -39,6 +40,7 @@ class Span:
     shape: tuple[int, int]
     first_row: int
     last_row: int
+    pixel_nbytes: int
     with_elevation: bool = False
 
     def open(self) -> Composite:
@@ -72,10 +74,10 @@ class Chunk:
         return self.first_row + len(self.valid)
 
 
-def plan_chunks(span: Span, windows: Sequence[Window], pixel_nbytes: int) -> list[tuple[int, int]]:
+def plan_chunks(span: Span, windows: Sequence[Window]) -> list[tuple[int, int]]:
     """Cut the rows that windows see into blocks to read; they end where the file's own blocks end."""
     first, last = windows[0].row, min(windows[-1].row + windows[-1].height, span.shape[0])
-    blocks = max(1, CHUNK_BYTES // max(1, span.shape[1] * pixel_nbytes * BLOCK_PX))
+    blocks = max(1, CHUNK_BYTES // max(1, span.shape[1] * span.pixel_nbytes * BLOCK_PX))
     step = blocks * BLOCK_PX
     starts = [first, *range((first // step + 1) * step, last, step)]
     return list(zip(starts, [*starts[1:], last], strict=True))

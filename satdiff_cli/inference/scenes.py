@@ -77,12 +77,15 @@ class SceneFolder:
 
     def missing_tasks(self, scene: Scene) -> list[Task]:
         """List what is still to be predicted of a scene."""
+        return [part for task in self.tasks(scene) for part in self.missing_of(task)]
+
+    def tasks(self, scene: Scene) -> list[Task]:
+        """List what is to be predicted of a scene, a task a level."""
+        # Beside elevations all is read as float32: of bands of a byte four times as much.
+        nbytes = 4 * (scene.pixel_nbytes + 1) if self.with_elevation else scene.pixel_nbytes
         return [
-            part
+            Task(scene, level, Span(scene.composite, shape, 0, shape[0], nbytes, self.with_elevation))
             for level, shape in self.levels(scene)
-            for part in self.missing_of(
-                Task(scene, level, Span(scene.composite, shape, 0, shape[0], self.with_elevation))
-            )
         ]
 
     def missing_of(self, task: Task) -> list[Task]:
