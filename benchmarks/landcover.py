@@ -32,6 +32,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "elevation_alpha 10": {"elevation_alpha": 10},
     "elevation_alpha 0": {},
     "elevation_alpha 10, zoom_out 4": {"elevation_alpha": 10, "zoom_out": 4},
+    "elevation_alpha 0, zoom_out 4": {"zoom_out": 4},
     "elevation_alpha 1": {"elevation_alpha": 1},
     "elevation input": {"elevation": "input"},
 }

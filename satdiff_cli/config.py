@@ -61,8 +61,8 @@ class TrainConfig:
         normalize: Per scene and date over all bands, per band, with fixed statistics of the training scenes, or with
             those of ImageNet, for 8-bit red, green and blue.
         crop: Side of a training crop [px].
-        zoom_out: Largest factor by which a crop is cut larger and averaged down, so that a network learns what
-            ``predict --cascade`` shows it; 1 for none.
+        zoom_out: Largest factor by which every other crop is cut larger and averaged down, so that a network learns
+            what ``predict --cascade`` shows it; 1 for none.
         change_share: Share of the crops that are drawn around change.
         augment: Strength of the augmentation: ``light`` turns and mirrors, ``standard`` also changes each date's light,
             ``strong`` also scales, rotates, blurs and adds noise.

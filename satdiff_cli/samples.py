@@ -29,6 +29,7 @@ from satdiff_cli.tiling import Tile
 from satdiff_cli.windows import Window
 
 DATES = ("before", "after")
+ZOOM_PROBABILITY = 0.5
 VALID_SHARE = 0.5  # of the pixels that one is averaged from
 EMPTY = 1e-3  # a smaller share of them is none
 
@@ -44,7 +45,8 @@ class SampleConfig:
         size: Side of a sample [px].
         change_share: Share of the samples drawn around change.
         augmentation: Changes a sample; gets its own random generator.
-        zoom_out: Largest factor by which a window is larger than a sample, to be averaged down to it; 1 for none.
+        zoom_out: Largest factor by which every other window is larger than a sample, to be averaged down to it; 1 for
+            none.
         seed: Seed of crops and augmentation.
     """
 
@@ -99,6 +101,13 @@ class LabelledScene:
             label.reshape(*self.label.shape[:-2], *shape),
             None if self.elevation is None else average_measured(self.elevation, shape),
         )
+
+
+def draw_factor(zoom_out: float, rng: np.random.Generator) -> float:
+    """Draw how much larger than a sample its window is: not at all half of the time, else up to ``zoom_out``."""
+    if zoom_out == 1 or rng.random() >= ZOOM_PROBABILITY:
+        return 1.0
+    return float(zoom_out ** rng.random())
 
 
 def average_down(image: NDArray[Any], shape: tuple[int, int]) -> NDArray[np.float32]:
@@ -298,7 +307,7 @@ class CropDataset(Dataset[Sample]):
         tile = candidates[int(rng.integers(len(candidates)))]
         window = self._draw_window(tile, rng, around_change=is_change)
         pair, config = self._pairs[tile.pair_id], self._config
-        factor = config.zoom_out ** float(rng.random()) if config.zoom_out > 1 else 1.0
+        factor = draw_factor(config.zoom_out, rng)
         window = window.enlarge(factor, self._cache.shape(pair))
         channels, scene = read_sample(self._cache, pair, window, config.normalization, size=config.size, factor=factor)
         augment, label, elevation = config.augmentation, scene.label, scene.elevation
