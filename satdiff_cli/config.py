@@ -61,8 +61,6 @@ class TrainConfig:
         normalize: Per scene and date over all bands, per band, with fixed statistics of the training scenes, or with
             those of ImageNet, for 8-bit red, green and blue.
         crop: Side of a training crop [px].
-        zoom_out: Largest factor by which every other crop is cut larger and averaged down, so that a network learns
-            what ``predict --cascade`` shows it; 1 for none.
         change_share: Share of the crops that are drawn around change.
         augment: Strength of the augmentation: ``light`` turns and mirrors, ``standard`` also changes each date's light,
             ``strong`` also scales, rotates, blurs and adds noise.
@@ -116,7 +114,6 @@ class TrainConfig:
     use_bands: tuple[str, ...] = ()
     normalize: NormalizeKind = "scene"
     crop: int = 256
-    zoom_out: float = 1.0
     change_share: float = 0.7
     augment: AugmentKind = "standard"
     jitter: float = 0.2
@@ -169,8 +166,6 @@ class TrainConfig:
                 raise ConfigError(
                     f"{name} is {getattr(self, name)}, expected a share between 0 and 1", f"--{dashed(name)} NUMBER"
                 )
-        if not 1 <= self.zoom_out < math.inf:
-            raise ConfigError(f"zoom_out is {self.zoom_out}, expected a factor of 1 or more", "--zoom-out 4")
         if not 0 <= self.ema < 1:
             raise ConfigError(f"ema is {self.ema}, expected a decay from 0 up to, but not, 1", "--ema 0.99")
         if not 0 <= self.seed <= MAX_SEED:

@@ -5,7 +5,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -29,9 +28,6 @@ from satdiff_cli.tiling import Tile
 from satdiff_cli.windows import Window
 
 DATES = ("before", "after")
-ZOOM_PROBABILITY = 0.5
-VALID_SHARE = 0.5  # of the pixels that one is averaged from
-EMPTY = 1e-3  # a smaller share of them is none
 
 Sample = dict[str, Tensor]
 
@@ -45,8 +41,6 @@ class SampleConfig:
         size: Side of a sample [px].
         change_share: Share of the samples drawn around change.
         augmentation: Changes a sample; gets its own random generator.
-        zoom_out: Largest factor by which every other window is larger than a sample, to be averaged down to it; 1 for
-            none.
         seed: Seed of crops and augmentation.
     """
 
@@ -54,7 +48,6 @@ class SampleConfig:
     size: int
     change_share: float
     augmentation: Augmentation
-    zoom_out: float = 1.0
     seed: int = 0
 
 
@@ -85,45 +78,6 @@ class LabelledScene:
             None if self.elevation is None else self.elevation[rows, cols],
         )
 
-    def shrink(self, shape: tuple[int, int]) -> "LabelledScene":
-        """Return the scene averaged down to a shape, as a cascade sees it at a lower resolution.
-
-        A pixel is the mean of the valid ones under it, and valid where half of them are; its label is the one at its
-        centre, its elevation the mean of those measured.
-        """
-        share = average_down(self.valid, shape)
-        mean = [average_down(band * self.valid, shape) / np.maximum(share, EMPTY) for band in self.pixels]
-        labels = self.label.reshape(-1, *self.valid.shape)
-        label = np.stack([cv2.resize(part, shape[::-1], interpolation=cv2.INTER_NEAREST_EXACT) for part in labels])
-        return LabelledScene(
-            np.stack(mean),
-            share >= VALID_SHARE,
-            label.reshape(*self.label.shape[:-2], *shape),
-            None if self.elevation is None else average_measured(self.elevation, shape),
-        )
-
-
-def draw_factor(zoom_out: float, rng: np.random.Generator) -> float:
-    """Draw how much larger than a sample its window is: not at all half of the time, else up to ``zoom_out``."""
-    if zoom_out == 1 or rng.random() >= ZOOM_PROBABILITY:
-        return 1.0
-    return float(zoom_out ** rng.random())
-
-
-def average_down(image: NDArray[Any], shape: tuple[int, int]) -> NDArray[np.float32]:
-    """Average an image (H, W) down to a shape, float32."""
-    return cv2.resize(image.astype(np.float32), shape[::-1], interpolation=cv2.INTER_AREA).astype(
-        np.float32, copy=False
-    )
-
-
-def average_measured(elevation: NDArray[np.float32], shape: tuple[int, int]) -> NDArray[np.float32]:
-    """Average elevations (H, W) down to a shape; NaN where less than half was measured."""
-    measured = np.isfinite(elevation)
-    share = average_down(measured, shape)
-    mean = average_down(np.where(measured, elevation, 0), shape) / np.maximum(share, EMPTY)
-    return np.where(share >= VALID_SHARE, mean, np.float32(np.nan))
-
 
 class SceneCache:
     """Read windows of labelled pairs; pairs that fit into memory together are kept there after their first read.
@@ -137,14 +91,13 @@ class SceneCache:
     def __init__(self, pairs: Sequence[Pair], cache_gb: float, *, elevation: ElevationUse | None = None) -> None:
         self._elevation = elevation
         self._statistics: dict[str, SceneStatistics] = {}
-        self._shapes: dict[str, tuple[int, int]] = {}
         self._fitting: set[str] = set()
         self._scenes: dict[str, LabelledScene] = {}
         self.nbytes = 0
         for pair in pairs:
             with raster.Composite(pair.composite, with_elevation=elevation == "input") as composite:
                 self._statistics[pair.pair_id] = composite.statistics
-                height, width = self._shapes[pair.pair_id] = composite.grid.shape
+                height, width = composite.grid.shape
                 # A byte each for label and mask, four for an elevation.
                 size = height * width * (composite.pixel_nbytes + 2 + 4 * (elevation == "target"))
             if self.nbytes + size <= cache_gb * 1e9:
@@ -172,10 +125,6 @@ class SceneCache:
         """Return the moments of a pair's bands."""
         return self._statistics[pair.pair_id]
 
-    def shape(self, pair: Pair) -> tuple[int, int]:
-        """Return the height and width of a pair [px]."""
-        return self._shapes[pair.pair_id]
-
 
 def read_scene(pair: Pair, window: Window | None = None, *, elevation: ElevationUse | None = None) -> LabelledScene:
     """Read a labelled pair, or a window of it, from its files.
@@ -197,20 +146,17 @@ def read_scene(pair: Pair, window: Window | None = None, *, elevation: Elevation
 
 
 def read_sample(
-    cache: SceneCache, pair: Pair, window: Window, normalization: Normalization, *, size: int, factor: float = 1.0
+    cache: SceneCache, pair: Pair, window: Window, normalization: Normalization, *, size: int
 ) -> tuple[NDArray[np.float32], LabelledScene]:
-    """Read a window of a pair, average it down by a factor, and pad it at the bottom and the right to a square.
+    """Read a window of a pair, padded at the bottom and the right to a square of ``size``.
 
     Returns:
         Channels, float32 (T, C, size, size), 0 where not valid; and the window with label, valid and elevation of that
         size: 255, False and NaN where padded.
     """
     scene = cache.read(pair, window)
-    if factor > 1:
-        scene = scene.shrink((max(1, round(window.height / factor)), max(1, round(window.width / factor))))
     channels = normalization.apply(scene.pixels, scene.valid, cache.statistics(pair))
-    height, width = scene.valid.shape
-    missing = ((0, size - height), (0, size - width))
+    missing = ((0, size - window.height), (0, size - window.width))
     if not any(after for _, after in missing):
         return channels, scene
     label, elevation = scene.label, scene.elevation
@@ -306,11 +252,9 @@ class CropDataset(Dataset[Sample]):
         candidates = self._changed if is_change else self._tiles
         tile = candidates[int(rng.integers(len(candidates)))]
         window = self._draw_window(tile, rng, around_change=is_change)
-        pair, config = self._pairs[tile.pair_id], self._config
-        factor = draw_factor(config.zoom_out, rng)
-        window = window.enlarge(factor, self._cache.shape(pair))
-        channels, scene = read_sample(self._cache, pair, window, config.normalization, size=config.size, factor=factor)
-        augment, label, elevation = config.augmentation, scene.label, scene.elevation
+        pair = self._pairs[tile.pair_id]
+        channels, scene = read_sample(self._cache, pair, window, self._config.normalization, size=self._config.size)
+        augment, label, elevation = self._config.augmentation, scene.label, scene.elevation
         if elevation is None:
             channels, label, _ = augment(channels, label, scene.valid, rng)
         else:

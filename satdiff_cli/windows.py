@@ -28,18 +28,6 @@ class Window:
         """Index an (H, W) array with the window."""
         return slice(self.row, self.row + self.height), slice(self.col, self.col + self.width)
 
-    def enlarge(self, factor: float, shape: tuple[int, int]) -> "Window":
-        """Return a window ``factor`` times as large about the same centre, as far as that lies in a scene of a shape.
-
-        At a border it is moved inward; it is never larger than the scene.
-        """
-        height, width = (
-            min(round(side * factor), length) for side, length in zip((self.height, self.width), shape, strict=True)
-        )
-        row = min(max(0, self.row - (height - self.height) // 2), shape[0] - height)
-        col = min(max(0, self.col - (width - self.width) // 2), shape[1] - width)
-        return Window(row, col, height, width)
-
 
 def plan_starts(length: int, size: int, overlap: int, border: Border = "inside") -> list[int]:
     """Plan where windows start along one axis so that every pixel is covered.

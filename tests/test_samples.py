@@ -278,56 +278,6 @@ def test_samples_do_not_depend_on_what_is_cached(tmp_path: Path) -> None:
     assert all(same(cached[index], read[index]) for index in range(10))
 
 
-def test_a_zoomed_out_sample_is_the_mean_of_what_it_shows(tmp_path: Path) -> None:
-    pair = make_pair(tmp_path, make_label(), corner=True)
-    cache = SceneCache([pair], 1.0)
-    sides = set()
-    for index in range(40):
-        augmentation = make_augmentation("none", jitter=0, shift=0, swap_dates=False)
-        config = SampleConfig(PLAIN, 32, 0.7, augmentation, zoom_out=2.0, seed=index)
-        sample = CropDataset(plan(pair), {pair.pair_id: pair}, cache, config)[0]
-        before, after, label = (sample[name].numpy() for name in ("before", "after", "label"))
-        assert before.shape == (3, 32, 32)
-        known = label[0] != 255
-        np.testing.assert_allclose(after[:, known], before[:, known] + 1000, atol=1e-3)
-        # Rows are numbered: from one to the next it is as far as the sample is zoomed out.
-        both = known[1:-1] & known[2:]
-        sides.add(round(float(np.median((before[0, 2:] - before[0, 1:-1])[both])), 3))
-        rows, cols = np.nonzero(label[0] == 1)
-        # Averaged as the label's nearest pixel tells, changed pixels are at most one px beside where they lie.
-        assert np.all((before[0, rows, cols] > 39) & (before[0, rows, cols] < 48))
-        assert np.all((before[1, rows, cols] > 79) & (before[1, rows, cols] < 86))
-    assert min(sides) < 1.2
-    assert 1.8 < max(sides) <= 2.01
-
-
-def test_what_is_not_valid_does_not_leak_into_a_zoomed_out_sample() -> None:
-    pixels = np.full((1, 8, 8), 5, np.uint8)
-    valid = np.ones((8, 8), bool)
-    valid[:, 3:] = False
-    pixels[:, ~valid] = 200
-    elevation = np.where(valid, 7, np.nan).astype(np.float32)
-    small = LabelledScene(pixels, valid, np.eye(8, dtype=np.uint8), elevation).shrink((4, 4))
-    assert small.valid.all(axis=0).tolist() == [True, True, False, False]
-    np.testing.assert_allclose(small.pixels[0][:, :2], 5)
-    assert small.elevation is not None
-    np.testing.assert_allclose(small.elevation[:, :2], 7)
-    assert np.isnan(small.elevation[:, 2:]).all()
-    assert set(np.unique(small.label)) <= {0, 1}
-
-
-def test_a_sample_is_never_zoomed_out_beyond_its_scene(tmp_path: Path) -> None:
-    pair = make_pair(tmp_path, make_label())
-    augmentation = make_augmentation("none", jitter=0, shift=0, swap_dates=False)
-    config = SampleConfig(PLAIN, 32, 0.0, augmentation, zoom_out=16.0, seed=1)
-    dataset = CropDataset(plan(pair), {pair.pair_id: pair}, SceneCache([pair], 1.0), config)
-    for index in range(20):
-        label = dataset[index]["label"].numpy()[0]
-        known = np.argwhere(label != 255)
-        assert len(known)
-        assert (known.max(axis=0) < (HEIGHT, WIDTH)).all()
-
-
 def test_fixed_statistics_are_those_of_all_valid_pixels_of_both_dates(tmp_path: Path) -> None:
     pair = make_pair(tmp_path, make_label())
     with raster.Composite(pair.composite) as composite:

@@ -1,6 +1,5 @@
 """Planning windows and blending them back: every pixel is covered, and blending undoes cutting."""
 
-import random
 from collections.abc import Iterator
 
 import numpy as np
@@ -90,22 +89,6 @@ def test_the_last_window_is_moved_inward_to_the_border() -> None:
     assert plan_starts(512, 512, 64) == [0]
     assert plan_starts(513, 512, 64) == [0, 1]
     assert plan_starts(1, 512, 64) == [0]
-
-
-@given(SIDES, SIDES, st.integers(1, 90), st.floats(1, 20), st.randoms(use_true_random=False))
-def test_a_window_is_enlarged_about_its_centre_as_far_as_the_scene_allows(
-    height: int, width: int, size: int, factor: float, draw: random.Random
-) -> None:
-    rows, cols = min(size, height), min(size, width)
-    window = Window(draw.randint(0, height - rows), draw.randint(0, width - cols), rows, cols)
-    larger = window.enlarge(factor, (height, width))
-    assert (larger.height, larger.width) == (min(round(rows * factor), height), min(round(cols * factor), width))
-    assert 0 <= larger.row <= window.row
-    assert 0 <= larger.col <= window.col
-    assert window.row + rows <= larger.row + larger.height <= height
-    assert window.col + cols <= larger.col + larger.width <= width
-    roomy = window.enlarge(factor, (10**4, 10**4))
-    assert abs(roomy.row - max(0, window.row + (rows - roomy.height) / 2)) <= 1
 
 
 def test_windows_come_row_by_row() -> None:

@@ -206,7 +206,7 @@ def make_loaders(job: Job, epoch: int = 0, share: tuple[int, int] = (0, 1)) -> t
     augmentation = make_augmentation(
         config.augment, jitter=config.jitter, shift=config.shift, swap_dates=config.swap_dates
     )
-    samples = SampleConfig(normalization, config.crop, config.change_share, augmentation, config.zoom_out, config.seed)
+    samples = SampleConfig(normalization, config.crop, config.change_share, augmentation, config.seed)
     used = split.pairs_of([*split.train_tiles, *split.validation_tiles])
     cache = SceneCache(used, machine.cache_gb, elevation=job.elevation)
     if machine.workers:
