@@ -47,7 +47,7 @@ class Task:
     @property
     def run(self) -> str:
         """Name of the run."""
-        return f"{self.variant.replace(', ', '_').replace(' ', '_')}_seed{self.seed}"
+        return f"{self.variant.replace(' ', '_')}_seed{self.seed}"
 
 
 def run_task(task: Task, data: Path, out: Path, threads: int) -> None:

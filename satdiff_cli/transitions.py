@@ -68,11 +68,6 @@ def encode_transition(source: NDArray[np.integer], target: NDArray[np.integer], 
     return (source.astype(np.int64) * classes + target).astype(np.uint16)
 
 
-def decode_transition(codes: NDArray[np.integer], classes: int) -> tuple[NDArray[np.integer], NDArray[np.integer]]:
-    """Undo ``encode_transition``."""
-    return codes // classes, codes % classes
-
-
 def choose_dtype(classes: int) -> np.dtype[np.unsignedinteger]:
     """Choose the type of a map of codes; its highest value stands for not valid."""
     return np.dtype(np.uint8 if classes**2 < np.iinfo(np.uint8).max else np.uint16)

@@ -92,7 +92,7 @@ def test_the_transition_is_the_most_probable_pair_of_different_classes(classes: 
     joint = before[:, None] * after[None]
     joint[np.eye(classes, dtype=bool)] = -1
     codes = transitions.find_transitions(before, after)
-    source, target = transitions.decode_transition(codes, classes)
+    source, target = np.divmod(codes, classes)
     assert (source != target).all()
     rows, cols = np.indices(codes.shape)
     np.testing.assert_array_equal(joint[source, target, rows, cols], joint.max(axis=(0, 1)))

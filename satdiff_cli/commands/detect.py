@@ -91,8 +91,8 @@ def detect(
             needs="beside --run, whose network says what change is",
             hint="leave them out, or leave out --run",
         )
-    elif metric:
-        options.refuse_idle({"--metric": True}, needs="without --run best", hint="add --run best")
+    else:
+        options.refuse_idle({"--metric": metric != ""}, needs="without --run best", hint="add --run best")
     config = mapping.MapConfig(
         composite=CompositeConfig(
             bands=options.split_names(bands),

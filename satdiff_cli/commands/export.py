@@ -49,7 +49,7 @@ def export(
     from satdiff_cli.plugins import load_plugin
 
     output, polygons = load_plugin("outputs", kind), None
-    if kind == "polygons":
+    if getattr(output, "WRITES_POLYGONS", False):
         from satdiff_cli.changes import Area, PolygonOptions  # takes what no other kind does
 
         polygons = PolygonOptions(Area.parse(min_area), Area.parse(max_hole), vector)

@@ -4,12 +4,11 @@ A shift (dy, dx) [px of the before grid] says that ground seen at (row, col) of 
 (row + dy, col + dx) of the after scene. The after scene is corrected by sampling it there.
 """
 
-from satdiff_cli.coregistration.estimating import MIN_RELIABILITY, CoregistrationConfig, ShiftEstimate, estimate_shift
+from satdiff_cli.coregistration.estimating import CoregistrationConfig, ShiftEstimate, estimate_shift
 from satdiff_cli.coregistration.fields import ShiftField
 from satdiff_cli.coregistration.probes import ReadPair
 
 __all__ = [
-    "MIN_RELIABILITY",
     "CoregistrationConfig",
     "ReadPair",
     "ShiftEstimate",

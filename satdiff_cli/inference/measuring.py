@@ -19,13 +19,13 @@ from satdiff_cli.inference.planning import Scene
 from satdiff_cli.inference.reading import CHUNK_BYTES, Span
 from satdiff_cli.inference.scenes import WRITES_AHEAD, SceneFolder
 from satdiff_cli.inference.settings import InferenceConfig
+from satdiff_cli.probability import PROBABILITY_NBYTES
 from satdiff_cli.raster import BLOCK_PX, ONE_PASS_CACHE_BYTES
 
 if TYPE_CHECKING:
     from satdiff_cli.inference import Work
 
 GIB = 2**30
-_ENCODED_BYTES = 2
 _FLOAT_BYTES = 4
 _WITH_OVERVIEWS = 4 / 3  # a quarter of a file's pixels, a sixteenth …
 
@@ -108,7 +108,7 @@ def estimate(scenes: Mapping[Scene, Path], config: InferenceConfig, work: "Work"
         fit_memory(predictor, spans, work.max_memory)
     windows = sum(config.plan(span.shape).count for span in spans)
     measured = measure_batch(predictor, largest_window(spans, config), images=predictor.network.batch_size)
-    stored = [math.prod(scene.grid.shape) * classes * _ENCODED_BYTES for scene in scenes]
+    stored = [math.prod(scene.grid.shape) * classes * PROBABILITY_NBYTES for scene in scenes]
     return Estimate(
         windows,
         math.ceil(windows / predictor.network.windows_at_once),
@@ -131,7 +131,7 @@ def row_memory(spans: Sequence[Span], predictor: Predictor) -> int:
     chunk = max(CHUNK_BYTES, row * BLOCK_PX)
     held = math.ceil(config.window / BLOCK_PX + 1) * row * BLOCK_PX
     blended = config.window * width * card.classes * _FLOAT_BYTES
-    waiting = WRITES_AHEAD * (config.window - config.overlap) * width * card.classes * _ENCODED_BYTES
+    waiting = WRITES_AHEAD * (config.window - config.overlap) * width * card.classes * PROBABILITY_NBYTES
     return held + (predictor.workers + 1) * chunk + 2 * blended + waiting + ONE_PASS_CACHE_BYTES
 
 

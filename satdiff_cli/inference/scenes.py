@@ -20,14 +20,13 @@ from satdiff_cli.inference.engine import Predictor
 from satdiff_cli.inference.planning import Scene
 from satdiff_cli.inference.reading import Span
 from satdiff_cli.inference.settings import InferenceConfig
-from satdiff_cli.probability import PROBABILITY_NODATA, decode_probability
+from satdiff_cli.probability import PROBABILITY_NBYTES, PROBABILITY_NODATA, decode_probability
 from satdiff_cli.raster import Composite, ProbabilityWriter
 from satdiff_cli.rowstore import RowStore
 from satdiff_cli.windows import Window
 
 BLOCK_BYTES = 2**22  # rows are kept once there are so many of them,
 BLOCK_SECONDS = 5.0  # or after this time
-_STORED_BYTES = 2
 WRITES_AHEAD = 2  # rows of windows that may wait to be written before the network waits
 
 
@@ -110,7 +109,7 @@ class SceneFolder:
 
     def _mix_levels(self, scene: Scene, output: ProbabilityWriter, cascade: CascadeConfig) -> None:
         readers = [(partial(read_level, self.store(scene, level)), shape) for level, shape in self.levels(scene)]
-        step = max(1, BLOCK_BYTES // (_STORED_BYTES * self.classes * scene.grid.width))
+        step = max(1, BLOCK_BYTES // (PROBABILITY_NBYTES * self.classes * scene.grid.width))
         with Composite(scene.composite) as composite:
             for first, last in output.missing():
                 for row in range(first, last, step):

@@ -14,6 +14,8 @@ from satdiff_cli.raster import Grid
 from satdiff_cli.vectors import SUFFIXES, write_changes_from
 from satdiff_cli.windows import Window
 
+WRITES_POLYGONS = True  # so that the options of polygons mean something
+
 
 @dataclass
 class _Probability:

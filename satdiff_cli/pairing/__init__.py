@@ -1,6 +1,6 @@
 """Turn a catalog into composites, labels on their grid, sites and folds; read the resulting pairs back."""
 
-from satdiff_cli.pairing.building import PairingConfig, PairOutcome, build_composites, read_date
+from satdiff_cli.pairing.building import PairingConfig, build_composites, read_date
 from satdiff_cli.pairing.cataloguing import check_task, read_catalog, refuse_own_output
 from satdiff_cli.pairing.labels import LabelValues, find_change_value, read_label
 from satdiff_cli.pairing.reading import Pair, read_pairs
@@ -16,7 +16,6 @@ from satdiff_cli.pairing.reporting import (
 __all__ = [
     "LabelValues",
     "Pair",
-    "PairOutcome",
     "PairingConfig",
     "build_composites",
     "check_task",

@@ -2,7 +2,7 @@
 
 from satdiff_cli.predictions.finding import ENSEMBLE, list_predictions, resolve_prediction
 from satdiff_cli.predictions.header import ORIGINAL_THRESHOLD, ExportOptions, PredictionHeader, Target, choose_threshold
-from satdiff_cli.predictions.reading import FolderReader, PickleReader, PredictionReader, open_prediction
+from satdiff_cli.predictions.reading import FolderReader, PredictionReader, open_prediction
 from satdiff_cli.predictions.writing import PredictionWriter, resume_prediction, write_frame, write_prediction
 
 __all__ = [
@@ -10,7 +10,6 @@ __all__ = [
     "ORIGINAL_THRESHOLD",
     "ExportOptions",
     "FolderReader",
-    "PickleReader",
     "PredictionHeader",
     "PredictionReader",
     "PredictionWriter",
